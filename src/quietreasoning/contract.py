@@ -1,0 +1,137 @@
+"""What a method and everything around it promise each other. Read this file first.
+
+A method is an `nn.Module` whose `forward` *is* the training step: it returns named sums, never a
+mean, and never logs, prints, saves or divides. The loop divides once, over accumulation lanes and
+ranks. `generate` answers prompts and says what the answer cost.
+
+Shapes: B rows, P prompt tokens, K steps, S tokens in a step, R tokens in a step's result,
+A answer tokens, T positions, D width, V vocabulary. Padding is `IGNORE` everywhere: prompts are
+padded on the left, everything else on the right.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields, replace
+from enum import IntEnum
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from quietreasoning.config import Settings
+
+IGNORE = -100
+CONTROLS = ("zero", "shuffle", "mean", "noise", "filler")
+
+
+class Role(IntEnum):
+    """What stands at a position. The backbone masks PAD; the doctor audits the rest."""
+
+    PAD = 0
+    PROMPT = 1
+    THOUGHT = 2  # a latent: an embedding that is no token
+    STEP = 3  # a visible reasoning token
+    MARKER = 4  # the answer prefix
+    ANSWER = 5
+
+
+@dataclass(frozen=True)
+class Markers:
+    """The token ids every method shares."""
+
+    answer_prefix: tuple[int, ...]
+    eos: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One microbatch of token ids; every integer tensor is padded with `IGNORE`."""
+
+    keys_B: Tensor  # example key; whatever a method samples is seeded by it
+    prompt_BP: Tensor  # padded on the left, so that all prompts end in the same column
+    steps_BKS: Tensor  # gold visible steps, one row a step
+    results_BKR: Tensor  # the tokens of each step's result alone
+    answer_BA: Tensor  # answer, then end of sequence; without the answer prefix
+
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    def __len__(self) -> int:
+        return len(self.keys_B)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One named loss: a sum over `unit`s in this microbatch. The loop divides, once, globally."""
+
+    total: Tensor
+    unit: str  # "token", "step", "sequence", "slot", "thought"
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    terms: dict[str, Term]
+    metrics: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # name -> (sum, count)
+    carry: Any = None  # handed back to the same lane at the next step
+
+
+@dataclass(frozen=True)
+class Response:
+    """Answers to B prompts and what they cost. Lists have one entry a prompt."""
+
+    tokens: list[list[int]]  # all that was written: chain, answer prefix, answer; no end of sequence
+    answers: list[list[int]]  # what follows the answer prefix
+    visible_tokens: list[int]  # thinking tokens written before the answer
+    passes: list[int]  # sequential model passes between the prompt's prefill and the first answer token
+    latent_steps: list[int]  # thoughts that are no tokens: latents, or slots times loops
+    milliseconds: float  # wall time of the whole call
+
+
+class MethodConfig(Settings):
+    """Base of every method's settings; `name` picks the class from METHODS."""
+
+    name: str
+
+
+class Method(nn.Module, ABC):
+    """One way to reason. Knows its backbone and its settings, nothing of loop, data or evaluation."""
+
+    Config: ClassVar[type[MethodConfig]]
+    controls: ClassVar[tuple[str, ...]] = CONTROLS  # which corruptions of its thoughts apply
+
+    def __init__(self, backbone: nn.Module, config: MethodConfig, markers: Markers):
+        super().__init__()
+        self.backbone = backbone
+        self.config = config
+        self.markers = markers
+
+    @property
+    def borrowed(self) -> tuple[str, ...]:
+        """State-dict keys recorded by name and revision, never saved in a checkpoint."""
+        return tuple(f"backbone.{key}" for key in self.backbone.borrowed)
+
+    @abstractmethod
+    def units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
+        """How many of each unit `forward` will sum over; counted before any forward."""
+
+    @abstractmethod
+    def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
+        """The training step."""
+
+    @abstractmethod
+    def generate(
+        self,
+        prompt_BP: Tensor,
+        *,
+        max_new_tokens: int,
+        control: str | None = None,
+        effort: int | None = None,
+    ) -> Response:
+        """Answer greedily. `prompt_BP` is padded on the left with IGNORE.
+
+        control: one of `CONTROLS`, corrupts the method's own thoughts; ValueError where it has none.
+        effort: latent steps, loops or fillers in place of the trained number; ValueError where
+        the method has no such dial.
+        """

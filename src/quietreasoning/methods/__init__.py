@@ -1,0 +1,16 @@
+"""Every way to reason, by name."""
+
+from quietreasoning.contract import Method
+from quietreasoning.methods.continuous import Continuous
+from quietreasoning.methods.cot import ChainOfThought
+from quietreasoning.methods.pause import Pause
+from quietreasoning.methods.plain import Plain
+from quietreasoning.methods.slots import Slots
+
+METHODS: dict[str, type[Method]] = {
+    "plain": Plain,
+    "cot": ChainOfThought,
+    "pause": Pause,
+    "continuous": Continuous,
+    "slots": Slots,
+}

@@ -1,0 +1,173 @@
+"""Sequential latent thoughts: the last state, projected, is the next input; nothing is written.
+
+One method, several recipes: Coconut (arXiv 2412.06769: latents replace the first visible steps, stage by
+stage), CODI (2502.21074: match the hidden state of a visible-chain path), step supervision (SIM-CoT,
+2509.20317: each latent's state says its step). Read `unroll` first.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from quietreasoning.backbone import Backbone, States, last_hidden, role_of
+from quietreasoning.config import Settings
+from quietreasoning.contract import Batch, Markers, MethodConfig, Role, StepOutput, Term
+from quietreasoning.losses.hidden_match import hidden_match
+from quietreasoning.methods.latent import LatentMethod
+from quietreasoning.methods.sequence import (
+    count_labels,
+    read_prompt,
+    score_visible,
+    visible_part,
+)
+from quietreasoning.methods.supervision import (
+    count_targets,
+    embedding_rms,
+    score_decoded,
+    score_slots,
+    step_targets,
+)
+from quietreasoning.nn.latents import Feedback, StepDecoder
+
+
+class ContinuousWeights(Settings):
+    answer: float = Field(1.0, ge=0)
+    """Cross-entropy of what is visible after the latents: remaining steps and answer."""
+    step: float = Field(1.0, ge=0)
+    """Cross-entropy of each step's latent against its gold tokens."""
+    chain: float = Field(0.0, ge=0)
+    """Cross-entropy of the same model on the visible chain (CODI's teacher task)."""
+    match: float = Field(0.0, ge=0)
+    """Distance to the chain path's states, all layers, at the last token of the answer prefix (CODI)."""
+
+
+class Continuous(LatentMethod):
+    """L latents in sequence, `per_step` of them for each replaced step."""
+
+    class Config(MethodConfig):
+        name: Literal["continuous"] = "continuous"
+        """Sequential latent thoughts."""
+        latents: int = Field(4, ge=0)
+        """L: how many latents stand before the answer; each costs one pass."""
+        per_step: int = Field(1, ge=1)
+        """Latents a step; the last of them is trained to say the step."""
+        visible_from: int | None = Field(None, ge=0)
+        """First gold step that stays visible; null = none. Coconut's stage k: latents = k * per_step, visible_from = k."""
+        target: Literal["result", "step"] = "result"
+        """What a latent says: the first token of the step's result, or, through a small auxiliary decoder, the whole step."""
+        weights: ContinuousWeights = ContinuousWeights()
+        """Loss weights; a term of weight 0 costs nothing."""
+
+        @model_validator(mode="after")
+        def _consistent(self) -> Continuous.Config:
+            weights = self.weights
+            if self.latents % self.per_step:
+                raise ValueError(f"latents {self.latents} must be a multiple of per_step {self.per_step}")
+            if not (weights.answer or weights.step):
+                raise ValueError("weights.answer and weights.step are both 0, so no latent would be trained")
+            if (
+                weights.match
+                and not (weights.chain and weights.answer)
+                or (weights.match and self.visible_from is not None)
+            ):
+                raise ValueError(
+                    "weights.match needs weights.chain and weights.answer, and visible_from=null"
+                )
+            return self
+
+    def __init__(self, backbone: Backbone, config: Config, markers: Markers):
+        super().__init__(backbone, config, markers)
+        self.visible_steps = config.visible_from is not None
+        self.feedback = Feedback(backbone.width, embedding_rms(backbone)) if config.latents else None
+        decodes = config.latents and config.target == "step" and config.weights.step
+        self.step_decoder = StepDecoder(backbone.width) if decodes else None
+
+    def units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
+        weights, counts = self.config.weights, {}
+        if weights.answer:
+            counts["token"] = count_labels(batch, self.markers, self.config.visible_from)
+        if weights.step:
+            counts["step_token"] = count_targets(self._targets(batch))
+        if weights.chain:
+            counts["chain_token"] = count_labels(batch, self.markers, 0)
+        if weights.match:
+            counts["sequence"] = len(batch)
+        return counts
+
+    def unroll(self, prompt: States, latents: int) -> Tensor:
+        """Inputs [B, L, D] of the latents: each is the projected state of the one before, one pass each.
+
+        The last pass, which reads all of them again beside the visible tokens, is the caller's.
+        """
+        hidden_BD, past = last_hidden(prompt), prompt.past.fork()
+        role_B1 = torch.full((len(hidden_BD), 1), int(Role.THOUGHT), device=hidden_BD.device)
+        inputs = [self.feedback(hidden_BD)]
+        while len(inputs) < latents:
+            states = self.backbone(inputs[-1][:, None], role_B1, past)
+            hidden_BD, past = last_hidden(states), states.past
+            inputs.append(self.feedback(hidden_BD))
+        return torch.stack(inputs, 1)
+
+    def think(self, prompt: States, effort: int | None) -> tuple[Tensor, int]:
+        latents = self.config.latents if effort is None else effort
+        if latents < 0 or (latents and self.feedback is None):
+            raise ValueError(
+                f"effort={effort}: continuous takes 0 latents or more, trained with {self.config.latents}"
+            )
+        if not latents:
+            return prompt.hidden_BTD[:, :0], 0 if self.visible_steps else 1
+        return self.unroll(prompt, latents), latents
+
+    def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
+        weights, latents = self.config.weights, self.config.latents
+        prompt = read_prompt(self.backbone, batch.prompt_BP)
+        thoughts_BLD, _ = self.think(prompt, None)
+        visible = visible_part(batch, self.markers, self.config.visible_from)
+        tokens = visible.ids_BT.shape[1] - 1 if weights.answer else 0
+        ids_BT, role_BT = visible.ids_BT[:, :tokens], visible.role_BT[:, :tokens]
+        states = self.read(prompt, thoughts_BLD, ids_BT, role_BT, layers=weights.match > 0)
+        terms, metrics = {}, {}
+        if weights.answer:
+            predicting_BTD = torch.cat([prompt.hidden_BTD[:, -1:], states.hidden_BTD], 1)[:, latents:]
+            total, metrics = score_visible(self.backbone, predicting_BTD, visible)
+            terms["answer"] = Term(total, "token", weights.answer)
+        if weights.step:
+            step_BJD = states.hidden_BTD[:, self.config.per_step - 1 : latents : self.config.per_step]
+            total, hits, count = self._score_steps(step_BJD, self._targets(batch))
+            terms["step"] = Term(total, "step_token", weights.step)
+            metrics["step_accuracy"] = (hits.float(), count)
+        if weights.chain:
+            terms |= self._chain_terms(batch, states)
+        return StepOutput(terms, metrics)
+
+    def _targets(self, batch: Batch) -> Tensor:
+        steps = self.config.latents // self.config.per_step
+        width = batch.steps_BKS.shape[2] if self.config.target == "step" else 1
+        return step_targets(batch, self.config.target, steps, width)
+
+    def _score_steps(self, hidden_BJD: Tensor, target_BJW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.step_decoder is not None:
+            return score_decoded(self.backbone, self.step_decoder, hidden_BJD, target_BJW)
+        return score_slots(self.backbone, hidden_BJD[:, :, None], target_BJW)
+
+    def _chain_terms(self, batch: Batch, student: States) -> dict[str, Term]:
+        """The same model on prompt, visible chain and answer; its states are the student's target."""
+        weights, visible = self.config.weights, visible_part(batch, self.markers, 0)
+        ids_BT = torch.cat([batch.prompt_BP, visible.ids_BT[:, :-1]], 1)
+        role_BT = torch.cat([role_of(batch.prompt_BP, Role.PROMPT), visible.role_BT[:, :-1]], 1)
+        teacher = self.backbone(ids_BT, role_BT, layers=weights.match > 0)
+        start = batch.prompt_BP.shape[1] - 1
+        total, _ = score_visible(self.backbone, teacher.hidden_BTD[:, start:], visible)
+        terms = {"chain": Term(total, "chain_token", weights.chain)}
+        if weights.match:
+            is_prefix_BT = role_BT == Role.MARKER
+            last_B = is_prefix_BT.shape[1] - 1 - is_prefix_BT.flip(1).to(torch.uint8).argmax(1)
+            teacher_LBD = teacher.layers_LBTD[:, torch.arange(len(batch)), last_B]
+            student_LBD = student.layers_LBTD[:, :, self.config.latents + len(self.markers.answer_prefix) - 1]
+            total = hidden_match(student_LBD, teacher_LBD, is_prefix_BT.any(1))
+            terms["match"] = Term(total, "sequence", weights.match)
+        return terms

@@ -1,0 +1,122 @@
+"""Parallel latent slots, refined in loops through the model's own layers on the cached prompt.
+
+Every slot starts from the last prompt state. Each loop reads all slots at once, and what a slot's
+state says is fed back as its next content; slot j of the last loop is trained to say step j (the
+recipe family of LOTUS, arXiv 2606.31779). Depth costs loops, width is parallel. Read `refine` first.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from quietreasoning.backbone import Backbone, States, last_hidden
+from quietreasoning.config import Settings
+from quietreasoning.contract import Batch, Markers, MethodConfig, Role, StepOutput, Term
+from quietreasoning.methods.latent import LatentMethod
+from quietreasoning.methods.sequence import count_labels, read_prompt, score_visible, visible_part
+from quietreasoning.methods.supervision import count_targets, embedding_rms, score_slots, step_targets
+from quietreasoning.nn.latents import Feedback
+
+
+class SlotWeights(Settings):
+    answer: float = Field(1.0, ge=0)
+    """Cross-entropy of the answer; 0 leaves the last pass without an answer, which is cheaper."""
+    step: float = Field(1.0, ge=0)
+    """Cross-entropy of each slot against its gold token."""
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> SlotWeights:
+        if self.answer == 0 and self.step == 0:
+            raise ValueError("answer and step are both 0, so nothing would be trained")
+        return self
+
+
+class Slots(LatentMethod):
+    """K blocks of `width` slots, R loops."""
+
+    class Config(MethodConfig):
+        name: Literal["slots"] = "slots"
+        """Parallel slots, refined in loops."""
+        blocks: int = Field(4, ge=0)
+        """K: one block a gold step; steps beyond have no slot."""
+        width: int = Field(1, ge=1)
+        """c: slots in a block; slot i of a block is trained towards token i of its step."""
+        loops: int = Field(4, ge=1)
+        """R: passes through the model."""
+        target: Literal["result", "step"] = "result"
+        """Gold tokens of a block: the step's result, or the whole step; longer ones are cut to `width`."""
+        supervise: Literal["last", "all"] = "last"
+        """Loops whose slots are trained towards the steps."""
+        attend: Literal["causal", "full"] = "causal"
+        """Whether a slot sees the later slots too."""
+        weights: SlotWeights = SlotWeights()
+        """Loss weights."""
+
+    def __init__(self, backbone: Backbone, config: Config, markers: Markers):
+        super().__init__(backbone, config, markers)
+        scale = embedding_rms(backbone)
+        self.feedback = Feedback(backbone.width, scale) if config.blocks else None
+        self.mutual = config.blocks * config.width if config.attend == "full" else 0
+        self.slot_KD = nn.Parameter(torch.randn(config.blocks * config.width, backbone.width) * scale)
+
+    def units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
+        counts = {}
+        if self.config.weights.answer:
+            counts["token"] = count_labels(batch, self.markers, None)
+        if self.config.weights.step:
+            loops = self.config.loops if self.config.supervise == "all" else 1
+            counts["slot"] = loops * count_targets(self._targets(batch))
+        return counts
+
+    def refine(self, prompt: States, loops: int) -> tuple[Tensor, list[Tensor]]:
+        """Contents [B, K, D] of the slots as they enter loop `loops`, and the states after each loop before."""
+        content_BKD = self.feedback(last_hidden(prompt))[:, None] + self.slot_KD
+        hidden = []
+        for _ in range(loops - 1):
+            role_BK = torch.full(content_BKD.shape[:2], int(Role.THOUGHT), device=content_BKD.device)
+            states = self.backbone(content_BKD, role_BK, prompt.past.fork(), mutual=self.mutual)
+            hidden.append(states.hidden_BTD)
+            content_BKD = self.feedback(states.hidden_BTD) + self.slot_KD
+        return content_BKD, hidden
+
+    def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
+        weights, slots = self.config.weights, len(self.slot_KD)
+        prompt = read_prompt(self.backbone, batch.prompt_BP)
+        visible = visible_part(batch, self.markers, None)
+        content_BKD, hidden = self.refine(prompt, self.config.loops) if slots else (self._none(prompt), [])
+        tokens = visible.ids_BT.shape[1] - 1 if weights.answer else 0
+        states = self.read(prompt, content_BKD, visible.ids_BT[:, :tokens], visible.role_BT[:, :tokens])
+        hidden.append(states.hidden_BTD[:, :slots])
+        terms, metrics = {}, {}
+        if weights.answer:
+            predicting_BTD = torch.cat([prompt.hidden_BTD[:, -1:], states.hidden_BTD], 1)[:, slots:]
+            total, metrics = score_visible(self.backbone, predicting_BTD, visible)
+            terms["answer"] = Term(total, "token", weights.answer)
+        if weights.step:
+            terms["step"], metrics["step_accuracy"] = self._step_term(batch, hidden)
+        return StepOutput(terms, metrics)
+
+    def think(self, prompt: States, effort: int | None) -> tuple[Tensor, int]:
+        loops = self.config.loops if effort is None else effort
+        if loops < 1:
+            raise ValueError(f"effort={effort}: slots need at least 1 loop")
+        if not len(self.slot_KD):
+            return self._none(prompt), 1
+        return self.refine(prompt, loops)[0], loops
+
+    def _targets(self, batch: Batch) -> Tensor:
+        return step_targets(batch, self.config.target, self.config.blocks, self.config.width)
+
+    def _step_term(self, batch: Batch, hidden: list[Tensor]) -> tuple[Term, tuple[Tensor, Tensor]]:
+        target_BK = self._targets(batch).flatten(1)
+        trained = hidden if self.config.supervise == "all" else hidden[-1:]
+        scores = [score_slots(self.backbone, hidden_BKD, target_BK) for hidden_BKD in trained]
+        total = torch.stack([score[0] for score in scores]).sum()
+        return Term(total, "slot", self.config.weights.step), (scores[-1][1].float(), scores[-1][2])
+
+    def _none(self, prompt: States) -> Tensor:
+        return prompt.hidden_BTD[:, :0]

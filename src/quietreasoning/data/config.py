@@ -1,0 +1,112 @@
+"""What a recipe says about data: task, sizes, length policy, tokenizer, format.
+
+`options` holds the task's own settings and is checked against the task's `Config`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from quietreasoning.config import Settings, UserError, suggest
+from quietreasoning.data.tasks import TASKS, Task
+
+
+class Format(Settings):
+    prompt_suffix: str = "\n"
+    """Follows the prompt; unused with a chat template, which has its own."""
+    step_suffix: str = "\n"
+    """Ends each visible step; must be at least one token."""
+    answer_prefix: str = "####"
+    """Stands between the last step and the answer; must be at least one token."""
+    chat: bool = False
+    """Write the prompt as a user message in the tokenizer's chat template."""
+    system: str | None = None
+    """System message of the chat template."""
+
+    @model_validator(mode="after")
+    def _system_needs_chat(self) -> Format:
+        if self.system is not None and not self.chat:
+            raise ValueError("format.system has no effect without format.chat=true")
+        return self
+
+
+class TokenizerConfig(Settings):
+    path: str | None = None
+    """Folder, hub id or SentencePiece .model; none uses the backbone's own, or trains one."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    train: Literal["words", "bpe"] | None = None
+    """Train one on the task's own text: words (one token a word) or bpe (bytes, single digits)."""
+    vocab: int = Field(4096, ge=300)
+    """Largest vocabulary of a bpe tokenizer."""
+    examples: int = Field(4000, ge=1)
+    """How many training examples a trained tokenizer sees."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TokenizerConfig:
+        if self.path and self.train:
+            raise ValueError("tokenizer.path and tokenizer.train exclude each other; drop one")
+        if self.revision and not self.path:
+            raise ValueError("tokenizer.revision has no effect without tokenizer.path")
+        return self
+
+
+class DataConfig(Settings):
+    task: str = "pointer"
+    """Name of a task; `quiet list` shows them."""
+    path: str | None = None
+    """File, or folder with train, valid and test files, of a task that reads files."""
+    seed: int = Field(0, ge=0)
+    """Seed of generated examples. The order of training rows follows the run's seed instead."""
+    train: int | None = Field(None, ge=1)
+    """Training examples; none takes all of a file, or the generator's default."""
+    valid: int | None = Field(None, ge=1)
+    """Validation examples."""
+    test: int | None = Field(None, ge=1)
+    """Test examples."""
+    max_prompt_tokens: int | None = Field(None, ge=1)
+    """Longest prompt in tokens; none allows what the model's context holds."""
+    too_long: Literal["refuse", "drop"] = "refuse"
+    """What happens to an example beyond a length limit. Nothing is ever cut."""
+    max_dropped_fraction: float = Field(0.05, ge=0, le=1)
+    """Refuse after all when too_long=drop would drop more than this share of a split."""
+    format: Format = Format()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    options: Mapping[str, Any] = Field(default_factory=dict)
+    """The task's own settings."""
+
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> DataConfig:
+        if self.task not in TASKS:
+            raise UserError(f"data.task: unknown task '{self.task}'; {suggest(self.task, TASKS)}")
+        task = TASKS[self.task]
+        if task.needs_path and not self.path:
+            raise UserError(f"data.task={self.task} reads files; give data.path=FILE or a folder")
+        if self.path and task.generated:
+            raise UserError(f"data.path has no effect: task {self.task} generates its examples; drop it")
+        self.task_config()
+        return self
+
+    def task_config(self) -> Settings:
+        """The task's own settings; UserError where an option is unknown or does not fit."""
+        settings = TASKS[self.task].Config
+        for key in self.options:
+            if key not in settings.model_fields:
+                raise UserError(
+                    f"data.options.{key}: task {self.task} has no such option; "
+                    f"{suggest(key, settings.model_fields)}"
+                )
+        try:
+            return settings.model_validate(dict(self.options))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(["data.options", *map(str, first["loc"])])
+            raise UserError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def build_task(config: DataConfig) -> Task:
+    """The task a recipe names, with its own settings, path and seed."""
+    return TASKS[config.task](config.task_config(), path=config.path, seed=config.seed)

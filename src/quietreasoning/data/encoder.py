@@ -1,0 +1,253 @@
+"""One example to token ids and back: prompt, steps, the result inside each step, answer.
+
+The parts are encoded one by one, so a method may write, drop or replace any of them:
+`prompt + prompt_suffix`, then each `step + step_suffix`, then `answer_prefix`, then ` answer` and
+end of sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from quietreasoning.config import UserError
+from quietreasoning.contract import IGNORE, Batch, Markers
+from quietreasoning.data.config import Format
+from quietreasoning.data.example import Example
+
+Ids = NDArray[np.int32]
+_CACHE = 200_000  # step and answer texts recur; beyond this many the cache starts anew
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of one example. Steps and results are concatenated, with one length a step."""
+
+    prompt: Ids
+    steps: Ids
+    step_lengths: Ids
+    results: Ids
+    result_lengths: Ids
+    answer: Ids  # ends with the end of sequence
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt) + len(self.steps) + len(self.answer)
+
+
+class Encoder:
+    """Turns examples into ids. Lengths beyond the limits are refused, never cut.
+
+    max_prompt_tokens: longest prompt; context: longest prompt, chain, prefix and answer together.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        format: Format | None = None,
+        *,
+        max_prompt_tokens: int | None = None,
+        context: int | None = None,
+    ):
+        self.tokenizer = tokenizer
+        self.format = format or Format()
+        self.max_prompt_tokens = max_prompt_tokens
+        self.context = context
+        self._parts: dict[tuple[str, str], tuple[Ids, Ids]] = {}
+        start = tokenizer("", add_special_tokens=True).input_ids[:1]
+        self._start = start if start == [tokenizer.bos_token_id] else []
+        self._prefix = tuple(self._ids([self.format.answer_prefix])[0])
+        self._check_format()
+
+    def _check_format(self) -> None:
+        if self.tokenizer.eos_token_id is None:
+            raise UserError("the tokenizer has no end-of-sequence token; set eos_token in its settings")
+        if self.format.chat and not self.tokenizer.chat_template:
+            raise UserError("format.chat=true, but the tokenizer has no chat template; set format.chat=false")
+        if not self._prefix:
+            raise UserError(f"format.answer_prefix={self.format.answer_prefix!r} is no token; use a word")
+        with_suffix, without = self._ids(["a" + self.format.step_suffix, "a"])
+        if len(with_suffix) == len(without):
+            raise UserError(
+                f"format.step_suffix={self.format.step_suffix!r} vanishes in this tokenizer; "
+                "a chain could not tell its steps apart: use format.step_suffix=' ;'"
+            )
+
+    def markers(self) -> Markers:
+        return Markers(answer_prefix=self._prefix, eos=self.tokenizer.eos_token_id)
+
+    def encode(self, example: Example) -> Encoded:
+        return self.encode_many([example])[0]
+
+    def encode_many(self, examples: Sequence[Example]) -> list[Encoded]:
+        """UserError where a prompt or a whole example is too long, or an answer holds unknown words."""
+        self._learn(examples)
+        prompts = self.prompt_ids([example.prompt for example in examples])
+        return [self._assemble(example, ids) for example, ids in zip(examples, prompts, strict=True)]
+
+    def prompt_ids(self, prompts: Sequence[str]) -> list[Ids]:
+        """Ids of each prompt with its suffix, or in the chat template; no limit is checked."""
+        if self.format.chat:
+            texts = [self._chat(prompt) for prompt in prompts]
+            return [np.array(ids, dtype=np.int32) for ids in self._ids(texts)]
+        texts = [prompt + self.format.prompt_suffix for prompt in prompts]
+        return [np.array(self._start + ids, dtype=np.int32) for ids in self._ids(texts)]
+
+    def prompts(self, examples: Sequence[Example]) -> Tensor:
+        """prompt_BP for `Method.generate`, padded on the left; UserError where one is too long."""
+        ids = self.prompt_ids([example.prompt for example in examples])
+        for example, prompt in zip(examples, ids, strict=True):
+            self.check_prompt(example.id, len(prompt))
+        return pad_left(ids)
+
+    def check_prompt(self, id: str, length: int) -> None:
+        """UserError where a prompt is longer than max_prompt_tokens or fills the context."""
+        if self.max_prompt_tokens is not None and length > self.max_prompt_tokens:
+            raise UserError(
+                f"example {id}: its prompt has {length} tokens, data.max_prompt_tokens={self.max_prompt_tokens}; "
+                "raise it, or drop long prompts with data.too_long=drop"
+            )
+        if self.context is not None and length >= self.context:
+            raise UserError(
+                f"example {id}: its prompt has {length} tokens, the model's context is {self.context}; "
+                "use a longer context, or drop long prompts with data.too_long=drop"
+            )
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of generated ids, special tokens left out, stripped."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+    def fits(self, encoded: Encoded) -> bool:
+        """Whether an example keeps within both limits."""
+        if self.max_prompt_tokens is not None and len(encoded.prompt) > self.max_prompt_tokens:
+            return False
+        return self.context is None or encoded.num_tokens + len(self._prefix) <= self.context
+
+    def collate(self, rows: Sequence[Encoded], keys: Sequence[int]) -> Batch:
+        """Rows to one batch; keys are the example keys that seed whatever a method samples."""
+        num_steps = max(len(row.step_lengths) for row in rows)
+        return Batch(
+            keys_B=torch.tensor(keys, dtype=torch.int64),
+            prompt_BP=pad_left([row.prompt for row in rows]),
+            steps_BKS=_pad_steps([row.steps for row in rows], [row.step_lengths for row in rows], num_steps),
+            results_BKR=_pad_steps(
+                [row.results for row in rows], [row.result_lengths for row in rows], num_steps
+            ),
+            answer_BA=_pad_right([row.answer for row in rows]),
+        )
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False).input_ids
+
+    def _chat(self, prompt: str) -> str:
+        messages = [{"role": "user", "content": prompt}]
+        if self.format.system is not None:
+            messages.insert(0, {"role": "system", "content": self.format.system})
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def _learn(self, examples: Sequence[Example]) -> None:
+        """Encode the steps and answers not met before, all in one call."""
+        if len(self._parts) > _CACHE:
+            self._parts.clear()
+        new: dict[tuple[str, str], str] = {}
+        for example in examples:
+            for part in zip(example.steps, example.results, strict=True):
+                if part not in self._parts:
+                    new[part] = part[0] + self.format.step_suffix
+            if (example.answer, "\0") not in self._parts:
+                new[(example.answer, "\0")] = " " + example.answer
+        if not new:
+            return
+        batch = self.tokenizer(list(new.values()), add_special_tokens=False, return_offsets_mapping=True)
+        for (text, result), ids, offsets in zip(new, batch.input_ids, batch.offset_mapping, strict=True):
+            inside = result_tokens(text, result, offsets) if result != "\0" else []
+            whole = np.array(ids, dtype=np.int32)
+            self._parts[text, result] = (whole, whole[inside] if inside else whole[:0])
+
+    def _assemble(self, example: Example, prompt: Ids) -> Encoded:
+        parts = [self._parts[part] for part in zip(example.steps, example.results, strict=True)]
+        answer = self._parts[example.answer, "\0"][0]
+        self._check_answer(example, answer)
+        empty = prompt[:0]
+        encoded = Encoded(
+            prompt=prompt,
+            steps=np.concatenate([ids for ids, _ in parts]) if parts else empty,
+            step_lengths=np.array([len(ids) for ids, _ in parts], dtype=np.int32),
+            results=np.concatenate([ids for _, ids in parts]) if parts else empty,
+            result_lengths=np.array([len(ids) for _, ids in parts], dtype=np.int32),
+            answer=np.append(answer, np.int32(self.tokenizer.eos_token_id)),
+        )
+        if not self.fits(encoded):
+            self.check_prompt(example.id, len(prompt))
+            raise UserError(
+                f"example {example.id}: prompt, steps and answer have {encoded.num_tokens} tokens, the model's "
+                f"context is {self.context}; use a longer context, or drop such rows with data.too_long=drop"
+            )
+        return encoded
+
+    def _check_answer(self, example: Example, answer: Ids) -> None:
+        if len(answer) == 0:
+            raise UserError(f"example {example.id} has an empty answer; check the fields of its file")
+        unknown = self.tokenizer.unk_token_id
+        if unknown is not None and unknown in answer:
+            raise UserError(
+                f"example {example.id}: its answer '{example.answer}' holds words this tokenizer does not know; "
+                "train it on this task, or use tokenizer.train=bpe"
+            )
+
+
+def result_tokens(step: str, result: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """Which tokens of a step spell its result: those that overlap its last whole occurrence."""
+    start = find_result(step, result)
+    if start < 0:
+        return []
+    end = start + len(result)
+    return [i for i, (first, last) in enumerate(offsets) if first < end and last > start and last > first]
+
+
+def find_result(step: str, result: str) -> int:
+    """Where the result stands last in the step, whole if it can be; -1 where it does not."""
+    if not result:
+        return -1
+    start = step.rfind(result)
+    last = start
+    while start >= 0:
+        before = step[start - 1] if start else " "
+        after = step[start + len(result)] if start + len(result) < len(step) else " "
+        if not before.isalnum() and not after.isalnum():
+            return start
+        start = step.rfind(result, 0, start + len(result) - 1)
+    return last
+
+
+def pad_left(rows: Sequence[Ids]) -> Tensor:
+    """Rows of ids to (B, P) int64, IGNORE on the left."""
+    lengths = np.array([len(row) for row in rows])
+    width = int(lengths.max(initial=0))
+    return _fill(rows, np.arange(width) >= (width - lengths)[:, None])
+
+
+def _pad_right(rows: Sequence[Ids]) -> Tensor:
+    lengths = np.array([len(row) for row in rows])
+    return _fill(rows, np.arange(lengths.max(initial=0)) < lengths[:, None])
+
+
+def _pad_steps(rows: Sequence[Ids], lengths: Sequence[Ids], num_steps: int) -> Tensor:
+    lengths_BK = np.zeros((len(rows), num_steps), dtype=np.int64)
+    for row, steps in zip(lengths_BK, lengths, strict=True):
+        row[: len(steps)] = steps
+    return _fill(rows, np.arange(lengths_BK.max(initial=0)) < lengths_BK[:, :, None])
+
+
+def _fill(rows: Sequence[Ids], mask: NDArray[np.bool_]) -> Tensor:
+    """Write the rows' ids, in order, where the mask is true; IGNORE elsewhere."""
+    ids = np.full(mask.shape, IGNORE, dtype=np.int64)
+    if mask.any():
+        ids[mask] = np.concatenate(rows)
+    return torch.from_numpy(ids)

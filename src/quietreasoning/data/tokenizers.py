@@ -1,0 +1,115 @@
+"""Load a tokenizer, or train a small one offline: `words` for symbol tasks, `bpe` for text.
+
+Every tokenizer here is a Hugging Face fast tokenizer, saved as `tokenizer.json`. One that lacks
+an end-of-sequence token is refused: no method could learn where an answer ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from quietreasoning.config import UserError
+from quietreasoning.data.config import DataConfig
+from quietreasoning.data.tasks import Task
+
+EOS, PAD, UNK = "<eos>", "<pad>", "<unk>"
+
+
+def build_tokenizer(
+    config: DataConfig, task: Task, backbone_path: str | None = None, revision: str | None = None
+) -> PreTrainedTokenizerFast:
+    """The tokenizer a recipe asks for: a named one, one trained on the task, or the backbone's own.
+
+    A backbone from scratch has none of its own: then bpe is trained on the task.
+    """
+    wanted = config.tokenizer
+    if wanted.path:
+        return load_tokenizer(wanted.path, wanted.revision)
+    if backbone_path and not wanted.train:
+        return load_tokenizer(backbone_path, revision)
+    if wanted.train == "words":
+        return train_words(texts(config, task))
+    return train_bpe(texts(config, task), wanted.vocab)
+
+
+def texts(config: DataConfig, task: Task) -> Iterator[str]:
+    """What a trained tokenizer sees: training examples as the encoder will write them."""
+    form = config.format
+    for example in task.split("train", config.train)[: config.tokenizer.examples]:
+        yield example.prompt + form.prompt_suffix
+        yield from (step + form.step_suffix for step in example.steps)
+        yield f"{form.answer_prefix} {example.answer}"
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer from a folder, a hub id or a SentencePiece `.model` file.
+
+    UserError where nothing is there, the tokenizer has no fast form, or no end of sequence is set.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(f"tokenizer.path={path}: no tokenizer could be loaded ({first_line})") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"tokenizer.path={path}: it has no fast form; save one with a tokenizer.json")
+    return checked(tokenizer, path)
+
+
+def checked(tokenizer: PreTrainedTokenizerFast, origin: str) -> PreTrainedTokenizerFast:
+    """The same tokenizer, or UserError where it lacks an end of sequence."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"tokenizer of {origin} has no end-of-sequence token; set eos_token in its tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
+    """Write `tokenizer.json` and its settings; `load_tokenizer(folder)` reads them back."""
+    tokenizer.save_pretrained(str(folder))
+
+
+def train_words(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """One token a whitespace-separated word and one for a newline; words in sorted order.
+
+    Texts must hold every word that will ever occur: the encoder refuses an unknown one in an answer.
+    """
+    words = sorted({word for text in texts for word in text.split()})
+    vocab = {token: i for i, token in enumerate([PAD, EOS, UNK, "\n", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=UNK))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\n"), "isolated"), pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed")]
+    )
+    return _wrap(tokenizer, unk_token=UNK)
+
+
+def train_bpe(texts: Iterable[str], vocab: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with single digits: any text encodes, and decodes to itself."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[PAD, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _wrap(tokenizer)
+
+
+def _wrap(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=EOS,
+        pad_token=PAD,
+        clean_up_tokenization_spaces=False,
+        **special,
+    )

@@ -94,7 +94,14 @@ def _explain(
     # a misspelt key first: the "must be given" that it causes explains nothing
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     key, owner, value = _locate(cls, values, first["loc"])
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):  # it names its own key
+        named = f"{key.rpartition('.')[0]}.{str(cause).split(':')[0]}".strip(".")
+        source = _source(provenance, named) or _source(provenance, key)
+        return " ".join(f"{cause}{f' (from {source})' if source else ''}".split())
     source = _source(provenance, key)
+    if STAGE_MARK not in source:  # written above the stages: name it as it was written
+        key = re.sub(r"^stages\.[^.]+\." if source else r"^stages\.main\.", "", key)
     if first["type"] == "extra_forbidden":
         meaning = f"no such setting. {_nearest(cls, values, key, owner)}"
     elif first["type"] == "missing":
@@ -102,9 +109,8 @@ def _explain(
         meaning = f"must be given: {doc}" if doc else "must be given"
     else:
         meaning = _meaning(first, value)
-    shown = "" if first["type"] == "missing" or isinstance(value, Mapping) else f"={_short(value)}"
-    if source and STAGE_MARK not in source:  # written above the stages: name it as it was written
-        key = re.sub(r"^stages\.[^.]+\.", "", key)
+    absent = value is None and first["type"] in ("missing", "unknown_choice")
+    shown = "" if absent or isinstance(value, Mapping) else f"={_short(value)}"
     where = f" (from {source})" if source else ""
     more = f" [and {len(problems) - 1} more]" if len(problems) > 1 else ""
     subject = f"{key}{shown}: " if key else ""
@@ -159,12 +165,13 @@ def _nearest(cls: type[Settings], values: Mapping[str, Any], key: str, owner: ty
 
 
 def _source(provenance: Mapping[str, str], key: str) -> str:
-    """Where `key`, or the nearest value above it, came from; empty for a default."""
-    while key:
-        if key in provenance:
-            return provenance[key]
+    """Where `key`, or what stands below or above it, came from; empty for a default."""
+    below = {source: None for other, source in provenance.items() if other.startswith(f"{key}.")}
+    if below and key not in provenance:
+        return " and ".join(below)
+    while key and key not in provenance:
         key = key.rpartition(".")[0]
-    return ""
+    return provenance.get(key, "")
 
 
 def _short(value: Any) -> str:

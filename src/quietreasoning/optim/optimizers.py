@@ -1,0 +1,136 @@
+"""OPTIMIZERS: name -> the torch optimizers that share the parameters among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Muon, Optimizer
+
+from quietreasoning.config import UserError
+from quietreasoning.optim.settings import OptimConfig
+
+Named = dict[str, nn.Parameter]
+
+
+class Optimizers:
+    """One or two torch optimizers stepped together; the groups remember their share of the learning rate."""
+
+    def __init__(self, parts: list[Optimizer], names: Mapping[str, nn.Parameter], lr: float):
+        self.parts = parts
+        self.names = dict(names)
+        self.peak_lr = lr
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def set_lr(self, factor: float) -> float:
+        """Sets every group to peak * its scale * factor; returns peak * factor."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = self.peak_lr * group["lr_scale"] * factor
+        return self.peak_lr * factor
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Parameter name -> what the optimizer remembers of it; empty before the first update."""
+        by_param = {p: held for part in self.parts for p, held in part.state.items()}
+        return {name: by_param[p] for name, p in self.names.items() if p in by_param}
+
+    def load_state(self, state: Mapping[str, dict[str, Any]]) -> None:
+        """The inverse of `state`: tensors already on their device and, if sharded, already sharded."""
+        for part in self.parts:
+            group_of = {p: group for group in part.param_groups for p in group["params"]}
+            for name, held in state.items():
+                p = self.names[name]
+                if p not in group_of:
+                    continue
+                part.state[p] = dict(held)
+                if "step" in held:  # fused kernels count on the device, the others on the CPU
+                    device = p.device if group_of[p].get("fused") else torch.device("cpu")
+                    part.state[p]["step"] = held["step"].to(device)
+
+
+def adamw(method: nn.Module, params: Named, config: OptimConfig) -> list[Optimizer]:
+    return [_adamw(params, config)] if params else []
+
+
+def sgd(method: nn.Module, params: Named, config: OptimConfig) -> list[Optimizer]:
+    return [SGD(_groups(params, config), lr=config.lr, momentum=config.betas[0], foreach=True)]
+
+
+def muon(method: nn.Module, params: Named, config: OptimConfig) -> list[Optimizer]:
+    """Muon (Jordan, 2024) on hidden matrices at AdamW's update size, so that both share one learning rate."""
+    hidden = hidden_matrices(method)
+    matrices = {name: p for name, p in params.items() if name in hidden}
+    rest = {name: p for name, p in params.items() if name not in hidden}
+    parts: list[Optimizer] = []
+    if matrices:
+        groups = _groups(matrices, config)
+        parts.append(Muon(groups, lr=config.lr, momentum=config.betas[0], adjust_lr_fn="match_rms_adamw"))
+    return parts + ([_adamw(rest, config)] if rest else [])
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, Named, OptimConfig], list[Optimizer]]] = {
+    "adamw": adamw,
+    "muon": muon,
+    "sgd": sgd,
+}
+
+
+def build_optimizer(method: nn.Module, params: Mapping[str, nn.Parameter], config: OptimConfig) -> Optimizers:
+    """Optimizers over `params` (the trainable ones, by name in `method`)."""
+    named = dict(params)
+    for prefix in config.lr_scale:
+        if not any(has_prefix(name, prefix) for name in named):
+            raise UserError(
+                f"optim.lr_scale names {prefix!r}, which no trainable parameter is under. "
+                f"Trainable: {', '.join(top_names(named))}."
+            )
+    return Optimizers(OPTIMIZERS[config.name](method, named, config), named, config.lr)
+
+
+def hidden_matrices(method: nn.Module) -> set[str]:
+    """Weights of linear layers, less those that map to or from a vocabulary (embeddings, heads)."""
+    vocabularies = {m.num_embeddings for m in method.modules() if isinstance(m, nn.Embedding)}
+    embeddings = {id(m.weight) for m in method.modules() if isinstance(m, nn.Embedding)}
+    names = {id(p): name for name, p in method.named_parameters()}
+    return {
+        names[id(m.weight)]
+        for m in method.modules()
+        if isinstance(m, nn.Linear) and m.out_features not in vocabularies and id(m.weight) not in embeddings
+    }
+
+
+def has_prefix(name: str, prefix: str) -> bool:
+    """Whether dotted `name` is `prefix` or lies under it; `layers.1` does not hold `layers.10`."""
+    return name == prefix or name.startswith(prefix.rstrip(".") + ".")
+
+
+def top_names(names: Iterable[str]) -> list[str]:
+    """The first two levels of dotted names, for messages."""
+    return sorted({".".join(name.split(".")[:2]) for name in names})[:12]
+
+
+def _adamw(params: Named, config: OptimConfig) -> Optimizer:
+    fused = all(p.device.type in ("cpu", "cuda", "xpu") for p in params.values())
+    return AdamW(_groups(params, config), lr=config.lr, betas=config.betas, fused=fused)
+
+
+def _groups(params: Named, config: OptimConfig) -> list[dict[str, Any]]:
+    groups: dict[tuple[float, float], list[torch.Tensor]] = {}
+    for name, p in params.items():
+        fits = [prefix for prefix in config.lr_scale if has_prefix(name, prefix)]
+        scale = config.lr_scale[max(fits, key=len)] if fits else 1.0
+        decay = config.weight_decay if p.ndim >= 2 else 0.0
+        groups.setdefault((scale, decay), []).append(p)
+    return [
+        {"params": group, "lr_scale": scale, "weight_decay": decay, "lr": config.lr * scale}
+        for (scale, decay), group in groups.items()
+    ]

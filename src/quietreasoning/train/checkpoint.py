@@ -1,0 +1,188 @@
+"""Checkpoint folders that are whole or not there: `step-000500/`, safetensors and JSON only.
+
+A folder is written under `.tmp-step-000500`, every file synced to disk, the manifest (SHA-256 of each
+file) last, then renamed. Loading checks the manifest: a folder with a changed, missing or extra file is
+named and passed over for the one before. What is inside the files is the business of `snapshot.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from quietreasoning.config import UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+TEMPORARY = ".tmp-"
+DAMAGED = "damaged-"
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Contents of one safetensors file."""
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+Files = Mapping[str, Tensors | Mapping[str, Any]]  # a mapping becomes JSON
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Checkpoint folders by step, whether valid or not."""
+    found = [p for p in run_dir.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def save(run_dir: Path, step: int, files: Files) -> Path:
+    """Write `files` as checkpoint `step`, replacing one of that name.
+
+    Raises UserError if the disk refuses; what was on disk before is then untouched.
+    """
+    final, temporary = run_dir / step_name(step), run_dir / f"{TEMPORARY}{step_name(step)}"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
+        temporary.mkdir()
+        for name, content in files.items():
+            _write(temporary / name, content)
+        entries = {path.name: fingerprint(path) for path in sorted(temporary.iterdir())}
+        _write(temporary / MANIFEST, {"format": FORMAT, "files": entries})
+        _sync(temporary)
+        _remove(final)
+        temporary.rename(final)
+        _sync(run_dir)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        kept = checkpoints(run_dir)
+        raise UserError(
+            f"checkpoint {final} could not be written: {reason}. "
+            f"Last one kept: {kept[-1].name if kept else 'none'}. Free some space and run the command again."
+        ) from error
+    return final
+
+
+def verify(path: Path) -> list[str]:
+    """What is wrong with a checkpoint, one line a file; empty if nothing is."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        expected = {name: (entry["sha256"], entry["bytes"]) for name, entry in manifest["files"].items()}
+        if manifest["format"] != FORMAT:
+            return [f"{MANIFEST} has format {manifest['format']}, this version reads {FORMAT}"]
+    except FileNotFoundError:
+        return [f"{MANIFEST} is missing"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"{MANIFEST} is damaged"]
+    present = {file.name for file in path.iterdir()} - {MANIFEST}
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - present)]
+    problems += [f"{name} does not belong here" for name in sorted(present - expected.keys())]
+    for name in sorted(expected.keys() & present):
+        sha256, size = expected[name]
+        found = fingerprint(path / name)
+        if found["bytes"] != size:
+            problems.append(f"{name} has {found['bytes']} bytes, should have {size}")
+        elif found["sha256"] != sha256:
+            problems.append(f"{name} has changed since it was written")
+    return problems
+
+
+def load_latest_valid(run_dir: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and a note on each newer one that does not."""
+    notes = []
+    for path in reversed(checkpoints(run_dir)):
+        problems = verify(path)
+        if not problems:
+            return path, notes
+        notes.append(f"{path.name} passed over: {'; '.join(problems)}")
+    return None, notes
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def clean(run_dir: Path) -> None:
+    """Remove what a killed run was writing or deleting."""
+    for path in run_dir.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def set_aside(run_dir: Path, newer_than: Path | None) -> None:
+    """Rename checkpoints after `newer_than`, which did not verify, so that the run can write theirs anew."""
+    for path in checkpoints(run_dir):
+        if newer_than is None or path.name > newer_than.name:
+            _remove(run_dir / f"{DAMAGED}{path.name}")
+            path.rename(run_dir / f"{DAMAGED}{path.name}")
+
+
+def retain(run_dir: Path, keep: int) -> None:
+    """Delete all but the last `keep`, the best score and the last one of each stage.
+
+    The newest is always among the kept. A folder that cannot be deleted stays and does not stop the run.
+    """
+    found = checkpoints(run_dir)
+    states = {path: read_json(path / "state.json") for path in found[:-keep]}
+    recent = [read_json(path / "state.json") for path in found[-keep:]]
+    scored = [s["score"] for s in [*states.values(), *recent] if s["score"] is not None]
+    for path, state in states.items():
+        best = state["score"] is not None and state["score"] == max(scored)
+        if not best and not state["stage_done"]:
+            _remove(path)
+
+
+def check_space(run_dir: Path, checkpoint_bytes: int) -> None:
+    """Refuse to start where not even two checkpoints fit: the kept one and the one being written."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    free, need = shutil.disk_usage(run_dir).free, 2 * checkpoint_bytes
+    if free < need:
+        raise UserError(
+            f"{run_dir} has {free / 1e9:.1f} GB free; two checkpoints need {need / 1e9:.1f} GB. "
+            "Free some space or choose another `out`."
+        )
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def _write(path: Path, content: Tensors | Mapping[str, Any]) -> None:
+    if isinstance(content, Tensors):
+        save_file(dict(content.tensors), path, dict(content.metadata))
+    else:
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder at once: under its own name it is there whole or not at all."""
+    if not path.exists():
+        return
+    gone = path.with_name(f"{TEMPORARY}gone-{path.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)

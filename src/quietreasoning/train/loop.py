@@ -1,0 +1,254 @@
+"""The training loop, a generator of immutable records: read `train` first.
+
+It knows no method by name, writes nothing and decides nothing about evaluation or checkpoints: whoever
+iterates does (`stages.py`). A method returns sums; the loop divides them once, by counts over all lanes
+and ranks, so that 1 x 8 equals 8 x 1 and two ranks equal one.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quietreasoning.config import UserError
+from quietreasoning.contract import Batch
+from quietreasoning.optim.schedules import lr_factor
+from quietreasoning.optim.settings import OptimConfig
+from quietreasoning.train.distributed import NamedSum, full_tensor, synchronising
+from quietreasoning.train.settings import TrainConfig
+from quietreasoning.train.signals import StopFlag
+from quietreasoning.train.state import SPIKE_WINDOW, TrainState
+
+# (step of the stage, lane, lanes, rank, world) -> this rank's rows of this lane
+BatchAt = Callable[[int, int, int, int, int], Batch]
+RESERVED = ("loss", "lr", "grad_norm", "tokens", "skipped")
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step; every figure is over all lanes and ranks."""
+
+    step: int  # since the run began, the first is 1
+    stage: str
+    loss: float  # what was minimised: sum of weight * term
+    losses: dict[str, float]  # term -> mean over its unit, unweighted
+    metrics: dict[str, float]
+    lr: float
+    grad_norm: float  # before clipping
+    tokens: int  # units "token" in this step
+    total_tokens: int  # in this stage
+    seconds: float
+    data_share: float  # share of the seconds that waited for data
+    skipped: int  # steps of this stage that updated nothing
+    updated: bool
+
+    def row(self) -> dict[str, Any]:
+        """Flat keys of the log."""
+        return {
+            "step": self.step,
+            "stage": self.stage,
+            "train/loss": self.loss,
+            **{f"loss/{name}": value for name, value in self.losses.items()},
+            **{f"train/{name}": value for name, value in self.metrics.items()},
+            "train/lr": self.lr,
+            "train/grad_norm": self.grad_norm,
+            "train/tokens": self.total_tokens,
+            "train/skipped": self.skipped,
+            "cost/seconds": self.seconds,
+            "cost/tokens_per_second": self.tokens / self.seconds if self.seconds else 0.0,
+            "cost/data_share": self.data_share,
+        }
+
+
+class BadSteps(UserError):
+    """Too many non-finite steps in a row; `window` is the batch of the last one, lane by lane."""
+
+    def __init__(self, message: str, window: list[Batch]):
+        super().__init__(message)
+        self.window = window
+
+
+def train(
+    state: TrainState,
+    batch_at: BatchAt,
+    config: TrainConfig,
+    optim: OptimConfig,
+    *,
+    stage: str = "main",
+    stop: StopFlag | None = None,
+) -> Iterator[StepRecord]:
+    """Yield one record a step until the budget is spent, or until any rank was asked to stop.
+
+    After each record `state` may be saved. Raises `BadSteps` after `max_bad_steps` non-finite steps in a row.
+    """
+    machine, lanes = state.machine, config.accumulate
+    stop = stop or StopFlag()
+    count_units, add_up = NamedSum(machine), NamedSum(machine)
+    params = list(state.params.values())
+    state.method.train()
+    while not finished(state, config):
+        began = time.perf_counter()
+        window = [batch_at(state.step, lane, lanes, machine.rank, machine.world) for lane in range(lanes)]
+        window = [batch.to(machine.device) for batch in window]
+        data_seconds = time.perf_counter() - began
+        counts = count_units(wishes(stop) | units_of(state, window))
+        state.save_wanted = counts.pop("save") > 0
+        if counts.pop("stop"):
+            return
+
+        sums, carries = backward_all(state, window, counts)
+        grad_norm, local = sums.fetch(clip(params, optim.clip))
+        summed = add_up(local)
+        updated = accepts(state, config, summed["loss"], grad_norm)
+        lr = state.optimizer.set_lr(lr_factor(optim, state.step, progress(state, config, optim)))
+        if updated:
+            state.optimizer.step()
+            if state.ema:
+                state.ema.update()
+            state.carries = carries
+        state.optimizer.zero_grad()
+        state.step += 1
+        state.tokens += int(counts.get("token", 0))
+        if state.bad_in_a_row >= config.max_bad_steps:
+            raise BadSteps(bad_message(state, summed["loss"], grad_norm), window)
+        seconds = time.perf_counter() - began
+        yield StepRecord(
+            step=state.global_step,
+            stage=stage,
+            loss=summed["loss"],
+            losses={
+                name: summed[f"loss/{name}"] / max(counts[unit], 1.0) for name, unit in sums.units.items()
+            },
+            metrics=means(summed),
+            lr=lr,
+            grad_norm=grad_norm,
+            tokens=int(counts.get("token", 0)),
+            total_tokens=state.tokens,
+            seconds=seconds,
+            data_share=data_seconds / seconds,
+            skipped=state.skipped,
+            updated=updated,
+        )
+
+
+def backward_all(state: TrainState, window: list[Batch], counts: dict[str, float]) -> tuple[Sums, list[Any]]:
+    """Forward and backward of every lane; returns what they report and the carries after the step."""
+    sums, carries = Sums(), []
+    for lane, batch in enumerate(window):
+        with synchronising(state.wrapped, lane == len(window) - 1, state.sharded):
+            loss, totals, metrics, carry = state.wrapped(batch, state.carries[lane], counts)
+            # DDP and FSDP2 average over ranks; the counts already hold all ranks
+            (loss if state.machine.world == 1 else loss * state.machine.world).backward()
+        sums.add(loss.detach(), totals, metrics)
+        carries.append(carry)
+    return sums, carries
+
+
+def finished(state: TrainState, config: TrainConfig) -> bool:
+    if config.tokens is None:
+        return state.step >= config.steps
+    if state.step and not state.tokens:
+        raise UserError(
+            'train.tokens needs a method that counts the unit "token"; this one does not. Use train.steps.'
+        )
+    return state.tokens >= config.tokens
+
+
+def progress(state: TrainState, config: TrainConfig, optim: OptimConfig) -> float:
+    """Share of the budget that is spent; of what follows warm-up where the number of steps is known."""
+    if config.tokens is not None:
+        return state.tokens / config.tokens
+    return (state.step - optim.warmup_steps) / max(1, config.steps - optim.warmup_steps)
+
+
+def units_of(state: TrainState, window: list[Batch]) -> dict[str, float]:
+    """Units of every lane together."""
+    counts: dict[str, float] = {}
+    for lane, batch in enumerate(window):
+        for unit, count in state.method.units(batch, state.carries[lane]).items():
+            counts[unit] = counts.get(unit, 0.0) + count
+    return counts
+
+
+def wishes(stop: StopFlag) -> dict[str, float]:
+    """What this rank was asked from outside; it travels with the units, so that all ranks hear it at once."""
+    return {"stop": float(stop.requested), "save": float(stop.save_requested())}
+
+
+class Sums:
+    """Adds what the lanes report, on the device, and fetches it all at once."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+        self.units: dict[str, str] = {}
+
+    def add(
+        self, loss: Tensor, totals: dict[str, tuple[Tensor, str]], metrics: dict[str, tuple[Tensor, Tensor]]
+    ) -> None:
+        self._add("loss", loss)
+        for name, (total, unit) in totals.items():
+            self.units[name] = unit
+            self._add(f"loss/{name}", total)
+        for name, (total, count) in metrics.items():
+            if name in RESERVED:
+                raise ValueError(f"metric {name!r} is the loop's own. Reserved: {', '.join(RESERVED)}.")
+            self._add(f"sum/{name}", total)
+            self._add(f"count/{name}", count)
+
+    def fetch(self, grad_norm: Tensor) -> tuple[float, dict[str, float]]:
+        """The gradient norm and the sums as numbers: the step's only wait for the device."""
+        tensors = [grad_norm, *self.values.values()]
+        values = torch.stack([t.double() for t in tensors]).tolist()
+        return values[0], dict(zip(self.values, values[1:], strict=True))
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self.values[name] = self.values[name] + value if name in self.values else value
+
+
+def means(summed: dict[str, float]) -> dict[str, float]:
+    """Metric -> sum / count, where anything was counted."""
+    names = [key.removeprefix("sum/") for key in summed if key.startswith("sum/")]
+    return {
+        name: summed[f"sum/{name}"] / summed[f"count/{name}"] for name in names if summed[f"count/{name}"]
+    }
+
+
+def clip(params: list[torch.nn.Parameter], largest: float) -> Tensor:
+    """Scales gradients down to a global norm of `largest` (0: no limit); returns the norm before."""
+    norm = torch.nn.utils.clip_grad_norm_(params, largest or math.inf)
+    return full_tensor(norm)
+
+
+def accepts(state: TrainState, config: TrainConfig, loss: float, grad_norm: float) -> bool:
+    """Whether this step may reach the weights; counts it if not. All ranks see the same numbers."""
+    finite = math.isfinite(loss) and math.isfinite(grad_norm)
+    state.bad_in_a_row = 0 if finite else state.bad_in_a_row + 1
+    spike = finite and config.skip_spikes and is_spike(state, loss, grad_norm)
+    if finite:
+        state.history.append((loss, grad_norm))
+    state.skipped += not finite or spike
+    return finite and not spike
+
+
+def is_spike(state: TrainState, loss: float, grad_norm: float) -> bool:
+    """Above mean + 6 sigma of the last finite steps, as OLMo-core's skip-step optimizers."""
+    if len(state.history) < SPIKE_WINDOW // 2:
+        return False
+    for value, past in zip((loss, grad_norm), zip(*state.history, strict=True), strict=True):
+        if value > statistics.fmean(past) + 6 * statistics.stdev(past):
+            return True
+    return False
+
+
+def bad_message(state: TrainState, loss: float, grad_norm: float) -> str:
+    return (
+        f"step {state.global_step}: loss {loss:.4g}, gradient norm {grad_norm:.4g}; {state.bad_in_a_row} "
+        "steps in a row not finite, none reached the weights. Lower optim.lr, or use train.precision=fp32."
+    )

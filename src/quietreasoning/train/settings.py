@@ -1,0 +1,50 @@
+"""`train.*` in a recipe: how long, how wide, how precise, and what is saved when."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from quietreasoning.config import Settings
+
+
+class TrainConfig(Settings):
+    """Budget, batch, precision, sharding and guards of one stage."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps of this stage. Give this or `tokens`, not both."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Budget in tokens the loss counted (unit "token"), over all lanes and ranks."""
+    batch_size: int = Field(default=32, ge=1)
+    """Sequences in one optimizer step, over all lanes and ranks."""
+    accumulate: int = Field(default=1, ge=1)
+    """Lanes: forward and backward passes in one optimizer step, on each rank."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward pass; weights stay as they are. auto: bf16 where the machine computes it and
+    the method is large enough to gain."""
+    compile: bool = False
+    """Compile the method's forward with torch.compile."""
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """With several ranks: replicate all (ddp) or shard weights, gradients and optimizer state (fsdp)."""
+    enable: tuple[str, ...] = ()
+    """Prefixes of the modules to train, such as `backbone.layers`; the others get no gradient, no update and
+    no decay. Empty: whatever the method leaves trainable."""
+    save_every: int = Field(default=500, ge=0)
+    """Steps between checkpoints; 0 saves at the end of the stage only."""
+    keep: int = Field(default=2, ge=1)
+    """Checkpoints kept, beside the best and the last one of each stage."""
+    eval_every: int = Field(default=0, ge=0)
+    """Steps between evaluations; 0 never evaluates, any other number also does at the end of the stage."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between log records; the last step is always logged."""
+    max_bad_steps: int = Field(default=5, ge=1)
+    """Steps in a row with a loss or gradient that is not finite before the run stops; each one is skipped."""
+    skip_spikes: bool = False
+    """Skip a step whose loss or gradient norm lies over mean + 6 sigma of the last 128 steps."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> TrainConfig:
+        if self.steps is not None and self.tokens is not None:
+            raise ValueError("give steps or tokens, not both")
+        return self

@@ -1,6 +1,7 @@
 """A recipe (YAML) and `a.b=c` from the command line -> plain values, each with its source.
 
-Precedence: class default < `base:` < recipe < command line. How they merge: layers.py. A file name
+Precedence: class default < `base:` < recipe < command line; of several bases the last. How they merge:
+layers.py. A file name
 in a recipe is meant from the recipe's folder, one on the command line from the current folder.
 """
 
@@ -29,7 +30,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Resolved:
     Raises UserError for an unknown recipe, bad YAML, a circle of bases, or a malformed override.
     """
     tree: Tree = {}
-    for layer in _layers(name_or_path):
+    for layer in _layers(find_recipe(name_or_path)):
         tree = lay(tree, layer)
     return Resolved(lay(tree, _override_layer(overrides, tuple(tree.get("stages", ())) or ("main",))))
 
@@ -63,25 +64,18 @@ def find_recipe(name: str, beside: Path | None = None) -> Path:
     raise UserError(f"no recipe {name!r}. {suggest(name, RECIPES)}")
 
 
-def _layers(name: str) -> list[Tree]:
+def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Tree]:
     """The labelled contents of a recipe and its bases, the deepest base first."""
-    layers: list[Tree] = []
-    seen: list[Path] = []
-    path = find_recipe(name)
-    while True:
-        if path.resolve() in seen:
-            chain = " -> ".join(_title(file) for file in [*seen, path.resolve()])
-            raise UserError(f"recipes inherit in a circle: {chain}")
-        source = f"{'base' if seen else 'recipe'} {_title(path)}"
-        seen.append(path.resolve())
-        values = _anchor(_read_mapping(path), path.parent)
-        base = values.pop("base", None)
-        layers.insert(0, label(values, source))
-        if base is None:
-            return layers
-        if not isinstance(base, str):
-            raise UserError(f"{path}: base must name one recipe, got {base!r}")
-        path = find_recipe(base, path.parent)
+    chain = (*above, path.resolve())
+    if path.resolve() in above:
+        raise UserError(f"recipes inherit in a circle: {' -> '.join(map(_title, chain))}")
+    values = _anchor(_read_mapping(path), path.parent)
+    bases = values.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{path}: base must name a recipe, or several as [a, b], got {bases!r:.60}")
+    layers = [layer for base in bases for layer in _layers(find_recipe(base, path.parent), chain)]
+    return [*layers, label(values, f"{'base' if above else 'recipe'} {_title(path)}")]
 
 
 def _title(path: Path) -> str:

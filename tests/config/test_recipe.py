@@ -41,12 +41,22 @@ def test_a_circle_of_bases_names_the_chain(folder):
         load_recipe("a.yaml")
 
 
+def test_of_several_bases_the_last_wins(folder):
+    write(folder / "a.yaml", "seed: 1\ntrain: {steps: 1}")
+    write(folder / "b.yaml", "seed: 2")
+    write(folder / "c.yaml", "base: [a, b]")
+    assert load_recipe("c.yaml").values == {"seed": 2, "train": {"steps": 1}}
+    write(folder / "d.yaml", "base: [c, c]")  # the same base twice is no circle
+    assert load_recipe("d.yaml").values == load_recipe("c.yaml").values
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("base: nowhere", "no recipe 'nowhere'"),
         ("base: nowhere.yaml", "no recipe file"),
-        ("base: [a, b]", "base must name one recipe"),
+        ("base: 3", "base must name a recipe"),
+        ("base: [a, [b]]", "base must name a recipe"),
         ("- 1", "a recipe is a mapping"),
         ("", "a recipe is a mapping"),
         ("a: 1\na: 2", r"r\.yaml:2: .* stands twice"),

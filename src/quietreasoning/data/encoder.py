@@ -110,8 +110,8 @@ class Encoder:
         """UserError where a prompt is longer than max_prompt_tokens or fills the context."""
         if self.max_prompt_tokens is not None and length > self.max_prompt_tokens:
             raise UserError(
-                f"example {id}: its prompt has {length} tokens, data.max_prompt_tokens={self.max_prompt_tokens}; "
-                "raise it, or drop long prompts with data.too_long=drop"
+                f"example {id}: its prompt has {length} tokens, more than "
+                f"data.max_prompt_tokens={self.max_prompt_tokens}; raise it, or drop long prompts with data.too_long=drop"
             )
         if self.context is not None and length >= self.context:
             raise UserError(
@@ -186,8 +186,8 @@ class Encoder:
         if not self.fits(encoded):
             self.check_prompt(example.id, len(prompt))
             raise UserError(
-                f"example {example.id}: prompt, steps and answer have {encoded.num_tokens} tokens, the model's "
-                f"context is {self.context}; use a longer context, or drop such rows with data.too_long=drop"
+                f"example {example.id}: prompt, steps and answer have {encoded.num_tokens} tokens, the "
+                f"model's context is {self.context}; use a longer context, or drop such rows with data.too_long=drop"
             )
         return encoded
 
@@ -197,8 +197,8 @@ class Encoder:
         unknown = self.tokenizer.unk_token_id
         if unknown is not None and unknown in answer:
             raise UserError(
-                f"example {example.id}: its answer '{example.answer}' holds words this tokenizer does not know; "
-                "train it on this task, or use tokenizer.train=bpe"
+                f"example {example.id}: its answer '{example.answer}' holds words that the tokenizer does "
+                "not know; train it on this task, or use tokenizer.train=bpe"
             )
 
 

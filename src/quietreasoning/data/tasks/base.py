@@ -75,6 +75,9 @@ class GeneratedTask(Task):
 
     generated = True
     sizes: ClassVar[Mapping[str, int]] = {"train": 20_000, "valid": 500, "test": 1000}
+    shares: ClassVar[Mapping[str, int]] = (
+        SHARES  # even ones where drawing is slow: fewer draws are thrown away
+    )
 
     @abstractmethod
     def draw(self, rng: random.Random) -> Any:
@@ -96,7 +99,7 @@ class GeneratedTask(Task):
         rng = stream(self.name, self.seed, split, i)
         for _ in range(_MAX_DRAWS):
             problem = self.draw(rng)
-            if split_of(self.canonical(problem)) == split:
+            if split_of(self.canonical(problem), self.shares) == split:
                 return self.render(problem, f"{self.name}-{split}-{self.seed}-{i}", rng)
         raise UserError(
             f"task {self.name} found no problem for split '{split}' in {_MAX_DRAWS} draws: "

@@ -7,6 +7,7 @@ what each shortcut scores stand in docs/tasks.md.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Mapping
@@ -82,7 +83,7 @@ class Pointer(GeneratedTask):
         return Example(
             id=id,
             prompt=" , ".join(f"{a} > {b}" for a, b in pairs) + f" ? {start} {hops}",
-            steps=tuple(f"{a} > {b}" for a, b in zip(walk, walk[1:], strict=False)),
+            steps=tuple(f"{a} > {b}" for a, b in itertools.pairwise(walk)),
             results=tuple(walk[1:]),
             answer=walk[-1],
             meta={"start": start, "hops": hops, "pairs": tuple(pairs)},
@@ -122,7 +123,7 @@ def permutation(nodes: list[str], hops: int, rng: random.Random) -> dict[str, st
 def function(nodes: list[str], hops: int, rng: random.Random) -> dict[str, str]:
     """Any map without fixed points in which `hops` steps from the first node meet no node twice."""
     walk = nodes[: hops + 1]
-    successor = dict(zip(walk, walk[1:], strict=False))
+    successor = dict(itertools.pairwise(walk))
     for node in nodes[hops:]:
         successor[node] = rng.choice([other for other in nodes if other != node])
     return successor

@@ -7,6 +7,7 @@ named and passed over for the one before. What is inside the files is the busine
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from quietreasoning.config import UserError
 FORMAT = 1
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
+REPLACED = ".old-"
 DAMAGED = "damaged-"
 
 
@@ -46,7 +48,11 @@ def step_name(step: int) -> str:
 def checkpoints(run_dir: Path) -> list[Path]:
     """Checkpoint folders by step, whether valid or not."""
     found = [p for p in run_dir.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def save(run_dir: Path, step: int, files: Files) -> Path:
@@ -64,9 +70,12 @@ def save(run_dir: Path, step: int, files: Files) -> Path:
         entries = {path.name: fingerprint(path) for path in sorted(temporary.iterdir())}
         _write(temporary / MANIFEST, {"format": FORMAT, "files": entries})
         _sync(temporary)
-        _remove(final)
+        replaced = run_dir / f"{REPLACED}{final.name}"
+        if final.exists():
+            final.rename(replaced)
         temporary.rename(final)
         _sync(run_dir)
+        shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -118,15 +127,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def clean(run_dir: Path) -> None:
-    """Remove what a killed run was writing or deleting."""
+    """Remove what a killed run was writing or deleting, put back what it was about to replace."""
+    for path in run_dir.glob(f"{REPLACED}*"):
+        final = run_dir / path.name.removeprefix(REPLACED)
+        if final.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.rename(final)
     for path in run_dir.glob(f"{TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def set_aside(run_dir: Path, newer_than: Path | None) -> None:
+def set_aside(run_dir: Path, newer_than: Path) -> None:
     """Rename checkpoints after `newer_than`, which did not verify, so that the run can write theirs anew."""
     for path in checkpoints(run_dir):
-        if newer_than is None or path.name > newer_than.name:
+        if step_of(path) > step_of(newer_than):
             _remove(run_dir / f"{DAMAGED}{path.name}")
             path.rename(run_dir / f"{DAMAGED}{path.name}")
 
@@ -143,7 +158,8 @@ def retain(run_dir: Path, keep: int) -> None:
     for path, state in states.items():
         best = state["score"] is not None and state["score"] == max(scored)
         if not best and not state["stage_done"]:
-            _remove(path)
+            with contextlib.suppress(OSError):
+                _remove(path)
 
 
 def check_space(run_dir: Path, checkpoint_bytes: int) -> None:

@@ -28,7 +28,7 @@ from quietreasoning.train.state import SPIKE_WINDOW, TrainState
 
 # (step of the stage, lane, lanes, rank, world) -> this rank's rows of this lane
 BatchAt = Callable[[int, int, int, int, int], Batch]
-RESERVED = ("loss", "lr", "grad_norm", "tokens", "skipped")
+RESERVED = ("loss", "lr", "grad_norm", "steps", "tokens", "skipped")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class StepRecord:
     """One optimizer step; every figure is over all lanes and ranks."""
 
     step: int  # since the run began, the first is 1
+    stage_step: int
     stage: str
     loss: float  # what was minimised: sum of weight * term
     losses: dict[str, float]  # term -> mean over its unit, unweighted
@@ -59,6 +60,7 @@ class StepRecord:
             **{f"train/{name}": value for name, value in self.metrics.items()},
             "train/lr": self.lr,
             "train/grad_norm": self.grad_norm,
+            "train/steps": self.stage_step,
             "train/tokens": self.total_tokens,
             "train/skipped": self.skipped,
             "cost/seconds": self.seconds,
@@ -121,6 +123,7 @@ def train(
         seconds = time.perf_counter() - began
         yield StepRecord(
             step=state.global_step,
+            stage_step=state.step,
             stage=stage,
             loss=summed["loss"],
             losses={

@@ -1,16 +1,15 @@
 """What a recipe says about data: task, sizes, length policy, tokenizer, format.
 
-`options` holds the task's own settings and is checked against the task's `Config`.
+`options` holds the task's own settings; its class is the `Config` of the task named beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from quietreasoning.config import Settings, UserError, suggest
+from quietreasoning.config import OneOf, Pick, Settings
 from quietreasoning.data.tasks import TASKS, Task
 
 
@@ -54,8 +53,11 @@ class TokenizerConfig(Settings):
         return self
 
 
+_OPTIONS = {name: task.Config for name, task in TASKS.items()}
+
+
 class DataConfig(Settings):
-    task: str = "pointer"
+    task: Annotated[str, OneOf("task", TASKS)] = "pointer"
     """Name of a task; `quiet list` shows them."""
     path: str | None = None
     """File, or folder with train, valid and test files, of a task that reads files."""
@@ -75,38 +77,19 @@ class DataConfig(Settings):
     """Refuse after all when too_long=drop would drop more than this share of a split."""
     format: Format = Format()
     tokenizer: TokenizerConfig = TokenizerConfig()
-    options: Mapping[str, Any] = Field(default_factory=dict)
+    options: Annotated[Settings, Pick("task", _OPTIONS, by="task")] = Field({})
     """The task's own settings."""
 
     @model_validator(mode="after")
-    def _fits_the_task(self) -> DataConfig:
-        if self.task not in TASKS:
-            raise UserError(f"data.task: unknown task '{self.task}'; {suggest(self.task, TASKS)}")
+    def _path_fits_the_task(self) -> DataConfig:
         task = TASKS[self.task]
         if task.needs_path and not self.path:
-            raise UserError(f"data.task={self.task} reads files; give data.path=FILE or a folder")
+            raise ValueError(f"task {self.task} reads files; give data.path=FILE or a folder")
         if self.path and task.generated:
-            raise UserError(f"data.path has no effect: task {self.task} generates its examples; drop it")
-        self.task_config()
+            raise ValueError(f"data.path has no effect: task {self.task} generates its examples; drop it")
         return self
-
-    def task_config(self) -> Settings:
-        """The task's own settings; UserError where an option is unknown or does not fit."""
-        settings = TASKS[self.task].Config
-        for key in self.options:
-            if key not in settings.model_fields:
-                raise UserError(
-                    f"data.options.{key}: task {self.task} has no such option; "
-                    f"{suggest(key, settings.model_fields)}"
-                )
-        try:
-            return settings.model_validate(dict(self.options))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(["data.options", *map(str, first["loc"])])
-            raise UserError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def build_task(config: DataConfig) -> Task:
     """The task a recipe names, with its own settings, path and seed."""
-    return TASKS[config.task](config.task_config(), path=config.path, seed=config.seed)
+    return TASKS[config.task](config.options, path=config.path, seed=config.seed)

@@ -111,7 +111,8 @@ class Encoder:
         if self.max_prompt_tokens is not None and length > self.max_prompt_tokens:
             raise UserError(
                 f"example {id}: its prompt has {length} tokens, more than "
-                f"data.max_prompt_tokens={self.max_prompt_tokens}; raise it, or drop long prompts with data.too_long=drop"
+                f"data.max_prompt_tokens={self.max_prompt_tokens}; raise it, or drop long prompts with "
+                "data.too_long=drop"
             )
         if self.context is not None and length >= self.context:
             raise UserError(
@@ -120,8 +121,8 @@ class Encoder:
             )
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of generated ids, special tokens left out, stripped."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+        """The text of generated ids without special tokens, the one space before an answer, or a tail."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True).rstrip().removeprefix(" ")
 
     def fits(self, encoded: Encoded) -> bool:
         """Whether an example keeps within both limits."""

@@ -1,13 +1,21 @@
 """TASKS: every task by name. `quiet list` prints their one-line descriptions."""
 
+from quietreasoning.data.tasks.aime import AIME
+from quietreasoning.data.tasks.apps import Apps
 from quietreasoning.data.tasks.arithmetic import Arithmetic
 from quietreasoning.data.tasks.base import GeneratedTask, Task
+from quietreasoning.data.tasks.gsm8k import GSM8K
+from quietreasoning.data.tasks.humaneval import HumanEval
+from quietreasoning.data.tasks.jsonl import Jsonl
+from quietreasoning.data.tasks.mbpp import MBPP
 from quietreasoning.data.tasks.multiplication import Multiplication
 from quietreasoning.data.tasks.permutation import PermutationProduct
 from quietreasoning.data.tasks.pointer import Pointer
+from quietreasoning.data.tasks.prosqa import ProsQA
 from quietreasoning.data.tasks.reachability import Reachability
 
-_ALL = (Pointer, Arithmetic, Reachability, Multiplication, PermutationProduct)
-TASKS: dict[str, type[Task]] = {task.name: task for task in _ALL}
+_GENERATED = (Pointer, Arithmetic, Reachability, Multiplication, PermutationProduct)
+_FROM_FILES = (Jsonl, GSM8K, ProsQA, HumanEval, MBPP, AIME, Apps)
+TASKS: dict[str, type[Task]] = {task.name: task for task in (*_GENERATED, *_FROM_FILES)}
 
 __all__ = ["TASKS", "GeneratedTask", "Task"]

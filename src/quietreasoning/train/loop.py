@@ -234,7 +234,7 @@ def accepts(state: TrainState, config: TrainConfig, loss: float, grad_norm: floa
     finite = math.isfinite(loss) and math.isfinite(grad_norm)
     state.bad_in_a_row = 0 if finite else state.bad_in_a_row + 1
     spike = finite and config.skip_spikes and is_spike(state, loss, grad_norm)
-    if finite:
+    if finite and config.skip_spikes:
         state.history.append((loss, grad_norm))
     state.skipped += not finite or spike
     return finite and not spike

@@ -108,8 +108,6 @@ def _find(run_dir: Path, recipe: Recipe) -> Resume | None:
 
 def _handover(run_dir: Path, index: int) -> Handover | None:
     """The checkpoint that ended stage `index`: the next stage may borrow weights that only it holds."""
-    if index < 0:
-        return None
     for path in reversed(checkpoint.checkpoints(run_dir)):
         if checkpoint.verify(path):
             continue
@@ -117,9 +115,7 @@ def _handover(run_dir: Path, index: int) -> Handover | None:
         if state["stage_index"] == index and state["stage_done"]:
             steps, tokens = state["offset"] + state["step"], state["tokens_before"] + state["tokens"]
             return Handover(path, index, steps, tokens)
-    raise UserError(
-        f"{run_dir} lacks a valid checkpoint of the end of stage {index + 1}, which the next one needs."
-    )
+    return None
 
 
 def _felt(stage: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""`quiet ...`: thin commands over `quietreasoning.run`."""

@@ -1,0 +1,49 @@
+"""`--nproc N`: the same command once per rank, under torch.distributed's elastic agent (torchrun).
+
+The agent's own command hides the exit code of the ranks; its library does not, so 75 stays 75.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from quietreasoning.cli.guard import EXIT_FAILED, EXIT_RESUMABLE, complain
+
+SAVE_SECONDS = 600  # how long the ranks may take to save after a signal
+
+
+def launch(arguments: Sequence[str], num_ranks: int) -> int:
+    """Run `quiet ARGUMENTS` on `num_ranks` local ranks; returns the exit code of the first that failed."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # ranks speak for themselves
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_ranks,
+        run_id="quiet",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        shutdown_timeout=SAVE_SECONDS,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "quietreasoning.cli.main", *arguments)
+    except SignalException:
+        return EXIT_RESUMABLE
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            return failure.exitcode
+        name = signal.Signals(-failure.exitcode).name
+        complain(f"rank {rank} was killed by {name}. The same command resumes from the last checkpoint.")
+        return EXIT_FAILED
+    return 0

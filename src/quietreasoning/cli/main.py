@@ -1,0 +1,55 @@
+"""`quiet COMMAND ...`. Importing this must stay cheap: no torch, no pydantic, before a command runs."""
+
+from __future__ import annotations
+
+import typer
+
+from quietreasoning import __version__
+from quietreasoning.cli import look, results, talk, train
+
+COMMANDS = {
+    "demo": results.demo,
+    "train": train.train,
+    "eval": results.evaluate,
+    "report": results.report,
+    "doctor": look.doctor,
+    "plan": look.plan,
+    "show": look.show,
+    "list": look.list_all,
+    "generate": talk.generate,
+    "chat": talk.chat,
+}
+
+app = typer.Typer(
+    name="quiet",
+    help="Train, prove and serve language models that think without saying it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _common(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""`quiet demo | eval | report`: figures with their controls and costs."""
+
+from __future__ import annotations
+
+import typer
+
+from quietreasoning.cli.guard import guarded
+from quietreasoning.cli.train import JSON, SETTINGS
+
+RUNS = typer.Argument(..., metavar="RUN...", help="Run folders to compare.")
+RUN = typer.Argument(..., metavar="RUN", help="A run folder, or one of its checkpoints.")
+
+
+@guarded
+def demo(
+    seeds: str = typer.Option("0", "--seeds", metavar="0,1,2", help="Seeds to train, one story each."),
+    out: str = typer.Option("runs/demo", "--out", metavar="DIR", help="Where runs and report go."),
+    json: str = JSON,
+) -> int:
+    """Train a tiny model to think without saying it, prove it, and talk to it."""
+    from quietreasoning.cli.output import write_json
+    from quietreasoning.demo import demo as tell
+
+    code, rows = tell(seeds=_seeds(seeds), out=out)
+    write_json(json, rows)
+    return code
+
+
+@guarded
+def evaluate(
+    run: str = RUN,
+    settings: list[str] = SETTINGS,
+    task: str = typer.Option(None, "--task", metavar="T", help="Another task than the run's own."),
+    n: int = typer.Option(None, "--n", min=1, metavar="N", help="Examples; default: eval.n of the run."),
+    controls: str = typer.Option(
+        None, "--controls", metavar="zero,shuffle", help="Corruptions; all, or none."
+    ),
+    json: str = JSON,
+) -> None:
+    """Accuracy with interval, cost and controls of a run."""
+    from quietreasoning.cli.output import write_json
+    from quietreasoning.run import evaluate_run
+
+    rows = evaluate_run(run, list(settings or ()), task=task, n=n, controls=_names(controls))
+    write_json(json, rows)
+
+
+@guarded
+def report(runs: list[str] = RUNS) -> None:
+    """One HTML page with tables and plots."""
+    from quietreasoning.run import report_runs
+
+    typer.echo(report_runs(runs))
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    from quietreasoning.config import UserError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UserError(f"--seeds {text}: must be whole numbers with commas, such as 0,1,2")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """`zero,shuffle` -> names; `all` -> every control; `none` -> none; None -> the run's own setting."""
+    if text is None:
+        return None
+    from quietreasoning.config import UserError, suggest
+    from quietreasoning.contract import CONTROLS
+
+    names = {"all": CONTROLS, "none": ()}.get(text) or tuple(filter(None, map(str.strip, text.split(","))))
+    if text == "none":
+        return ()
+    for name in names:
+        if name not in CONTROLS:
+            raise UserError(
+                f"--controls {text}: no control {name!r}. {suggest(name, (*CONTROLS, 'all', 'none'))}"
+            )
+    return names

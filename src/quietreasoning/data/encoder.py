@@ -22,6 +22,7 @@ from quietreasoning.data.config import Format
 from quietreasoning.data.example import Example
 
 Ids = NDArray[np.int32]
+_ANSWER = "\0"  # in place of a result: the text is an answer
 _CACHE = 200_000  # step and answer texts recur; beyond this many the cache starts anew
 
 
@@ -35,10 +36,6 @@ class Encoded:
     results: Ids
     result_lengths: Ids
     answer: Ids  # ends with the end of sequence
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.prompt) + len(self.steps) + len(self.answer)
 
 
 class Encoder:
@@ -72,6 +69,11 @@ class Encoder:
             raise UserError("format.chat=true, but the tokenizer has no chat template; set format.chat=false")
         if not self._prefix:
             raise UserError(f"format.answer_prefix={self.format.answer_prefix!r} is no token; use a word")
+        if self.tokenizer.unk_token_id in self._prefix:
+            raise UserError(
+                f"format.answer_prefix={self.format.answer_prefix!r} is unknown to this tokenizer; "
+                "use a word that it knows"
+            )
         with_suffix, without = self._ids(["a" + self.format.step_suffix, "a"])
         if len(with_suffix) == len(without):
             raise UserError(
@@ -124,11 +126,21 @@ class Encoder:
         """The text of generated ids without special tokens, the one space before an answer, or a tail."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).rstrip().removeprefix(" ")
 
-    def fits(self, encoded: Encoded) -> bool:
-        """Whether an example keeps within both limits."""
-        if self.max_prompt_tokens is not None and len(encoded.prompt) > self.max_prompt_tokens:
+    def fit(self, examples: Sequence[Example]) -> list[bool]:
+        """Whether each example keeps within both limits."""
+        self._learn(examples)
+        prompts = self.prompt_ids([example.prompt for example in examples])
+        return [self._fits(len(ids), self._length(e, ids)) for e, ids in zip(examples, prompts, strict=True)]
+
+    def _length(self, example: Example, prompt: Ids) -> int:
+        """Tokens of prompt, steps, answer prefix, answer and end of sequence."""
+        parts = [*zip(example.steps, example.results, strict=True), (example.answer, _ANSWER)]
+        return len(prompt) + sum(len(self._parts[part][0]) for part in parts) + len(self._prefix) + 1
+
+    def _fits(self, prompt_length: int, length: int) -> bool:
+        if self.max_prompt_tokens is not None and prompt_length > self.max_prompt_tokens:
             return False
-        return self.context is None or encoded.num_tokens + len(self._prefix) <= self.context
+        return self.context is None or length <= self.context
 
     def collate(self, rows: Sequence[Encoded], keys: Sequence[int]) -> Batch:
         """Rows to one batch; keys are the example keys that seed whatever a method samples."""
@@ -161,19 +173,19 @@ class Encoder:
             for part in zip(example.steps, example.results, strict=True):
                 if part not in self._parts:
                     new[part] = part[0] + self.format.step_suffix
-            if (example.answer, "\0") not in self._parts:
-                new[(example.answer, "\0")] = " " + example.answer
+            if (example.answer, _ANSWER) not in self._parts:
+                new[(example.answer, _ANSWER)] = " " + example.answer
         if not new:
             return
         batch = self.tokenizer(list(new.values()), add_special_tokens=False, return_offsets_mapping=True)
         for (text, result), ids, offsets in zip(new, batch.input_ids, batch.offset_mapping, strict=True):
-            inside = result_tokens(text, result, offsets) if result != "\0" else []
+            inside = result_tokens(text, result, offsets) if result != _ANSWER else []
             whole = np.array(ids, dtype=np.int32)
             self._parts[text, result] = (whole, whole[inside] if inside else whole[:0])
 
     def _assemble(self, example: Example, prompt: Ids) -> Encoded:
         parts = [self._parts[part] for part in zip(example.steps, example.results, strict=True)]
-        answer = self._parts[example.answer, "\0"][0]
+        answer = self._parts[example.answer, _ANSWER][0]
         self._check_answer(example, answer)
         empty = prompt[:0]
         encoded = Encoded(
@@ -184,11 +196,13 @@ class Encoder:
             result_lengths=np.array([len(ids) for _, ids in parts], dtype=np.int32),
             answer=np.append(answer, np.int32(self.tokenizer.eos_token_id)),
         )
-        if not self.fits(encoded):
+        length = self._length(example, prompt)
+        if not self._fits(len(prompt), length):
             self.check_prompt(example.id, len(prompt))
             raise UserError(
-                f"example {example.id}: prompt, steps and answer have {encoded.num_tokens} tokens, the "
-                f"model's context is {self.context}; use a longer context, or drop such rows with data.too_long=drop"
+                f"example {example.id}: prompt, steps and answer have {length} tokens, the "
+                f"model's context is {self.context}; use a longer context, or drop such rows with "
+                "data.too_long=drop"
             )
         return encoded
 

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from quietreasoning.config import UserError
 from quietreasoning.data.config import DataConfig
+from quietreasoning.data.spm import from_sentencepiece
 from quietreasoning.data.tasks import Task
 
 EOS, PAD, UNK = "<eos>", "<pad>", "<unk>"
@@ -50,6 +51,8 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
 
     UserError where nothing is there, the tokenizer has no fast form, or no end of sequence is set.
     """
+    if path.endswith(".model"):
+        return from_sentencepiece(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -45,6 +45,10 @@ class Task(ABC):
         """Answers of named rules that do not reason; their accuracy stands in the table."""
         return {}
 
+    def fingerprint(self) -> dict[str, str]:
+        """What the examples depend on; a run refuses to resume where it has changed."""
+        return {"task": self.name, "seed": str(self.seed), "options": self.config.model_dump_json()}
+
     def check_split(self, name: str) -> None:
         if name not in self.splits:
             raise UserError(f"task {self.name} has no split '{name}'; {suggest(name, self.splits)}")

@@ -8,6 +8,7 @@ disjoint. A single file is divided among all splits in the same way.
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,12 +64,12 @@ class FileTask(Task):
         return found if n is None else found[:n]
 
     def files(self) -> dict[str, Path]:
-        """Split -> its file. A single file is listed as `train`, or as the only split there is."""
+        """Split -> its file. A single file is the split that its name ends in, else the first one."""
         path = Path(self.path or "").expanduser()
         if not path.exists():
             raise UserError(f"data.path: {path.resolve()} does not exist")
         if not path.is_dir():
-            return {self.splits[0]: path}
+            return {named(path, self.splits) or self.splits[0]: path}
         files = {split: file for split in self.splits if (file := find(path, split))}
         if not files:
             alone = [file for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES)]
@@ -77,7 +78,7 @@ class FileTask(Task):
                     f"data.path: {path.resolve()} holds no file for {', '.join(self.splits)}; "
                     f"name one {self.splits[0]}.jsonl"
                 )
-            files = {self.splits[0]: alone[0]}
+            files = {named(alone[0], self.splits) or self.splits[0]: alone[0]}
         return files
 
     def fingerprint(self) -> dict[str, str]:
@@ -89,7 +90,8 @@ class FileTask(Task):
 
     def _source(self, files: Mapping[str, Path], name: str) -> Path:
         if "train" not in files or not self.carves:
-            raise UserError(f"task {self.name}: {self.path} holds no file for split '{name}'")
+            have = ", ".join(f"{split} ({file.name})" for split, file in files.items())
+            raise UserError(f"task {self.name}: {self.path} holds no {name} split, only {have}")
         return files["train"]
 
     def _carved(self, files: Mapping[str, Path]) -> dict[str, int]:
@@ -104,6 +106,12 @@ class FileTask(Task):
             self._loaded[path] = examples
             self.faults += faults
         return self._loaded[path]
+
+
+def named(path: Path, splits: Sequence[str]) -> str | None:
+    """The split a file's name ends in: `gsm8k_test.jsonl` -> test."""
+    stem = path.name.partition(".")[0]
+    return next((split for split in splits if re.search(rf"(^|[_-]){split}$", stem)), None)
 
 
 def find(folder: Path, split: str) -> Path | None:

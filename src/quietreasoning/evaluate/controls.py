@@ -1,0 +1,53 @@
+"""Which arms stand beside a method: itself, each control it supports, each effort asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from quietreasoning.contract import Method
+
+LABELS = {
+    "zero": "thoughts zeroed",
+    "shuffle": "thoughts of another row",
+    "mean": "batch mean of the thoughts",
+    "noise": "noise of the thoughts' norm",
+    "filler": "filler in place of thoughts",
+}
+FROM_OTHER_ROWS = ("shuffle", "mean")  # these need company, and depend on it by definition
+DECIDING = ("zero", "shuffle")  # where one of these costs nothing, the thought is inert
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the table: a method, perhaps with corrupted thoughts or another effort.
+
+    Several arms may share one method; `label` names it ("slots"). method: in eval mode or not, on the
+    device where its prompts shall go.
+    """
+
+    method: Method
+    label: str
+    control: str | None = None
+    effort: int | None = None
+
+    @property
+    def name(self) -> str:
+        return arm_name(self.label, self.control, self.effort)
+
+
+def arm_name(label: str, control: str | None, effort: int | None) -> str:
+    """`slots`, `slots + zero`, `slots @ 2`."""
+    name = label if effort is None else f"{label} @ {effort}"
+    return name if control is None else f"{name} + {control}"
+
+
+def arms_of(
+    method: Method, label: str, controls: Iterable[str] = (), efforts: Iterable[int] = ()
+) -> list[Arm]:
+    """The method, then its controls (those it supports, in the order asked for), then its efforts.
+
+    Give `efforts` only for a method that has such a dial; the harness refuses them otherwise.
+    """
+    corrupted = [Arm(method, label, control=name) for name in controls if name in method.controls]
+    return [Arm(method, label), *corrupted, *(Arm(method, label, effort=effort) for effort in efforts)]

@@ -1,0 +1,137 @@
+"""The rows of an evaluation: one shape feeds table, JSON and report. `eval/rows.json` holds reports."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quietreasoning.config import UserError
+from quietreasoning.evaluate.statistics import mean_interval
+
+FORMAT = 1
+MEANS = ("visible_tokens", "passes", "latent_steps", "ms", "ms_batched")
+COSTS = (*MEANS, "batch")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `evaluate` found on one task with one seed.
+
+    rows: one dict an arm: task, split, method, kind ("direct", "chain", "quiet", "filler", "control",
+    "shortcut"), control, effort, seed, n, correct, accuracy, low, high (Wilson 95 %), visible_tokens,
+    passes, latent_steps (means), ms (median, batch 1), ms_batched (per example), batch (rows in the batches
+    timed), by_steps {number of steps: [correct, n]}.
+    outcomes: arm name -> one "0" or "1" an item, in the order of `items`, for paired tests.
+    """
+
+    task: str
+    split: str
+    seed: int
+    rows: tuple[Row, ...]
+    items: tuple[str, ...] = ()
+    outcomes: dict[str, str] = field(default_factory=dict)
+    comparisons: tuple[dict, ...] = ()
+    verdicts: tuple[dict, ...] = ()
+    samples: tuple[dict, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    device: str = ""
+    complete: bool = True
+
+    def row(self, method: str, control: str | None = None, effort: int | None = None) -> Row:
+        """The row of one arm; KeyError names those there are."""
+        for row in self.rows:
+            if (row["method"], row["control"], row["effort"]) == (method, control, effort):
+                return row
+        raise KeyError(f"no row for {method}, {control}, {effort}; rows: {', '.join(self.outcomes)}")
+
+    @property
+    def inert(self) -> tuple[str, ...]:
+        """Labels of methods whose thoughts were found to carry nothing."""
+        return tuple(verdict["method"] for verdict in self.verdicts if verdict["inert"])
+
+
+def save(path: Path, reports: Iterable[Report]) -> None:
+    """Write reports beside those in the file; one of the same task, split and seed is replaced."""
+    kept = {_key(report): report for report in (load(path) if path.exists() else [])}
+    kept.update({_key(report): report for report in reports})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".tmp-{path.name}")
+    content = {"format": FORMAT, "reports": [asdict(report) for report in kept.values()]}
+    draft.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.replace(draft, path)
+
+
+def load(path: Path) -> list[Report]:
+    """Reports of a rows.json. UserError where it is broken or of another format."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise UserError(
+                f"{path} has format {content['format']}, this version reads {FORMAT}; run quiet eval again"
+            )
+        return [_from_dict(report) for report in content["reports"]]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no evaluation ({error}); run quiet eval again to replace it") from None
+
+
+def _from_dict(report: dict[str, Any]) -> Report:
+    lists = {key: tuple(value) for key, value in report.items() if isinstance(value, list)}
+    return Report(**{**report, **lists})
+
+
+def _key(report: Report) -> tuple[str, str, int]:
+    return report.task, report.split, report.seed
+
+
+def pool(rows: Iterable[Row]) -> list[Row]:
+    """One row an arm, over its seeds, in the order of first appearance.
+
+    accuracy is the mean over seeds; low and high are `statistics.mean_interval` of it: the wider, at
+    each end, of Student's t over seeds and Wilson at the items of one seed. `seeds` lists the seeds,
+    `accuracies` what each reached; costs are means over seeds; by_steps adds up. Where an arm has two
+    rows of the same seed, the later one counts.
+    """
+    groups: dict[tuple, dict[int, Row]] = defaultdict(dict)
+    for row in rows:
+        arm = (row["task"], row["split"], row["method"], row["control"], row["effort"])
+        groups[arm][row["seed"]] = row
+    return [_pooled(list(by_seed.values())) for by_seed in groups.values()]
+
+
+def _pooled(rows: Sequence[Row]) -> Row:
+    accuracies = [row["accuracy"] for row in rows]
+    low, high = mean_interval(accuracies, min(row["n"] for row in rows))
+    steps: dict[str, Counter] = defaultdict(Counter)
+    for row in rows:
+        for key, (correct, n) in row["by_steps"].items():
+            steps[key].update(correct=correct, n=n)
+    return {
+        **rows[0],
+        "seed": rows[0]["seed"] if len(rows) == 1 else None,
+        "seeds": [row["seed"] for row in rows],
+        "accuracies": accuracies,
+        "n": min(row["n"] for row in rows),
+        "correct": sum(row["correct"] for row in rows),
+        "accuracy": sum(accuracies) / len(rows),
+        "low": low,
+        "high": high,
+        **{key: _mean([row[key] for row in rows]) for key in MEANS},
+        "by_steps": {
+            key: [steps[key]["correct"], steps[key]["n"]] for key in sorted(steps, key=_number_first)
+        },
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _number_first(key: str) -> tuple[bool, int, str]:
+    return not key.isdigit(), int(key) if key.isdigit() else 0, key

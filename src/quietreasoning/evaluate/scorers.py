@@ -1,0 +1,113 @@
+"""Does this text answer that example? `SCORERS[name](text, example) -> bool`; one scorer serves every arm.
+
+`text` is what a method wrote after the answer prefix. A method that wrote no answer has "" and is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from fractions import Fraction
+
+from quietreasoning.data.example import Example
+from quietreasoning.evaluate.sandbox import Limits, run
+
+NUMBER = re.compile(
+    r"""(?P<sign>[-+]?)\s*[$€£]?\s*(?P<sign2>-?)
+        (?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]*)
+        (?P<decimals>\.[0-9]+)?
+        (?P<exponent>[eE][-+]?[0-9]{1,3}(?![0-9]))?
+        (?:\s*/\s*(?P<divisor>[0-9]+)(?![.,]?[0-9]))?""",
+    re.VERBOSE,
+)
+FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+MAX_DIGITS = 400
+LIMITS = Limits()
+
+
+def exact(text: str, example: Example) -> bool:
+    """Equal up to Unicode form, spacing and one trailing full stop. Case counts.
+
+    `meta["answers"]`, where a task gives it, lists further accepted answers.
+    """
+    golds = (example.answer, *example.meta.get("answers", ()))
+    return normalise(text) != "" and normalise(text) in {normalise(gold) for gold in golds}
+
+
+def numeric(text: str, example: Example) -> bool:
+    """The first number of the text has the gold's value: "$2,125.00 dollars." equals "2125"."""
+    said = number(text)
+    gold = number(example.answer)
+    if gold is None:
+        raise ValueError(f"example {example.id}: the gold answer {example.answer!r} holds no number")
+    return said is not None and said == gold
+
+
+def code(text: str, example: Example, limits: Limits = LIMITS) -> bool:
+    """Run the written code against the example's tests, in the sandbox. What `meta` may hold:
+
+    `code_prefix`: stands before the text, unless the text defines `entry_point` itself (HumanEval).
+    `tests`: Python that raises where the candidate is wrong; `check(entry_point)` is called if defined.
+    `cases`: pairs (stdin, stdout); the text is a whole program (APPS). Output counts up to spacing.
+    """
+    meta = example.meta
+    source = strip_fence(text)
+    if "cases" in meta:
+        return all(_prints(source, stdin, stdout, limits) for stdin, stdout in meta["cases"])
+    if "tests" not in meta:
+        raise ValueError(f"example {example.id} has neither meta['tests'] nor meta['cases']; nothing to run")
+    entry = meta.get("entry_point")
+    if entry is None or not re.search(rf"^def {re.escape(entry)}\b", source, re.MULTILINE):
+        source = meta.get("code_prefix", "") + source
+    parts = [source, meta["tests"]]
+    if entry is not None and re.search(r"^def check\(", meta["tests"], re.MULTILINE):
+        parts.append(f"check({entry})")
+    return run("\n\n".join(parts), limits).passed
+
+
+def _prints(source: str, stdin: str, stdout: str, limits: Limits) -> bool:
+    verdict = run(source, limits, stdin=stdin, program=True)
+    return verdict.passed and _lines(verdict.stdout) == _lines(stdout)
+
+
+def _lines(text: str) -> list[list[str]]:
+    return [line.split() for line in text.strip().splitlines()]
+
+
+def normalise(text: str) -> str:
+    words = " ".join(unicodedata.normalize("NFC", text).split())
+    return words[:-1].rstrip() if words.endswith(".") else words
+
+
+def number(text: str) -> Fraction | None:
+    """The first number in a text, exactly; None where there is none.
+
+    Reads signs, currency before the number, thousands commas, decimals, exponents and fractions.
+    """
+    text = text.replace("−", "-").replace("–", "-")
+    for match in NUMBER.finditer(text):
+        whole, decimals = match["whole"].replace(",", ""), match["decimals"] or ""
+        if not whole and not decimals:
+            continue
+        if len(whole) + len(decimals) > MAX_DIGITS:
+            return None
+        value = Fraction(f"{whole or 0}{decimals}{match['exponent'] or ''}")
+        if match["divisor"]:
+            if len(match["divisor"]) > MAX_DIGITS or not int(match["divisor"]):
+                return None
+            value /= int(match["divisor"])
+        before = text[match.start() - 1 : match.start()] if match.start() else ""
+        # "10-3" is no minus three: a sign right after a digit or letter is an operator or a hyphen
+        minus = (match["sign"] == "-" and not before.isalnum()) != (match["sign2"] == "-")
+        return -value if minus else value
+    return None
+
+
+def strip_fence(text: str) -> str:
+    """The first fenced code block of a text, or the text."""
+    match = FENCE.search(text)
+    return match[1] if match else text
+
+
+SCORERS: dict[str, Callable[[str, Example], bool]] = {"exact": exact, "numeric": numeric, "code": code}

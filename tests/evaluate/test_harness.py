@@ -1,0 +1,216 @@
+"""The door: batch invariance, odd batches, costs, verdicts, stopping, refusals."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quietreasoning.config import UserError
+from quietreasoning.evaluate.asking import cut
+from quietreasoning.evaluate.config import EvalConfig
+from quietreasoning.evaluate.controls import Arm, arms_of
+from quietreasoning.evaluate.harness import Stopped, evaluate
+from quietreasoning.evaluate.rows import load, save
+
+_spec = importlib.util.spec_from_file_location("toy_method", Path(__file__).with_name("toy_method.py"))
+toy = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(toy)
+
+ALL = ("zero", "shuffle", "filler")
+
+
+def ask(arms, n=37, *, data=None, seed=0, shortcuts=None, stop=lambda: False, progress=None, **settings):
+    config = EvalConfig(**{"batch_size": 8, "timing": 2, "max_new_tokens": 4, **settings})
+    more = {} if progress is None else {"progress": progress}
+    return evaluate(
+        arms,
+        toy.examples(n) if data is None else data,
+        task="sums",
+        scorer="exact",
+        encode_prompt=toy.encode_prompt,
+        decode=toy.decode,
+        config=config,
+        seed=seed,
+        shortcuts=shortcuts,
+        stop=stop,
+        **more,
+    )
+
+
+def test_rows_are_complete():
+    report = ask(arms_of(toy.Adder(), "adder", ALL, efforts=(1,)), seed=7)
+    row = report.row("adder")
+    assert row["task"] == "sums"
+    assert (row["correct"], row["n"], row["accuracy"], row["seed"]) == (37, 37, 1.0, 7)
+    assert row["low"] == pytest.approx(37 / (37 + 1.959964**2), rel=1e-6)
+    assert (row["visible_tokens"], row["passes"], row["latent_steps"]) == (0, 2, 2)
+    assert row["ms"] > 0
+    assert row["ms_batched"] > 0
+    assert row["batch"] == 8
+    assert row["kind"] == "quiet"
+    assert sum(n for _, n in row["by_steps"].values()) == 37
+    assert list(row["by_steps"]) == sorted(row["by_steps"], key=int)
+    assert [r["control"] for r in report.rows] == [None, *ALL, None]
+    assert report.row("adder", "zero")["ms"] is None
+    # one token read: right where there is one token
+    by_steps = report.row("adder", effort=1)["by_steps"]
+    assert by_steps["1"][0] == by_steps["1"][1]
+    assert report.row("adder", effort=1)["accuracy"] < 1
+    assert report.settings["decoding"] == "greedy"
+    assert len(report.samples) == 3
+    assert report.samples[0]["written"] == f"#### {report.samples[0]['gold']}"
+    json.dumps(report.rows)
+
+
+@pytest.mark.parametrize("size", [1, 3, 36, 100])
+def test_batch_size_changes_no_answer(size):
+    """An imperfect method, so that an order mixed up on the way back would show."""
+    want = ask([Arm(toy.Adder(), "adder", effort=2)])
+    got = ask([Arm(toy.Adder(), "adder", effort=2)], batch_size=size)
+    assert got.outcomes == want.outcomes
+    assert got.items == want.items
+    assert "0" in got.outcomes["adder @ 2"]
+    assert "1" in got.outcomes["adder @ 2"]
+
+
+@pytest.mark.parametrize(("n", "size"), [(9, 4), (5, 1), (2, 1), (17, 8), (3, 2), (9, 8)])
+def test_shuffle_never_meets_a_row_alone(n, size):
+    """The toy asserts company; every thought comes from another row, so a perfect sum is luck."""
+    report = ask([Arm(toy.Adder(), "adder", "shuffle")], n=n, batch_size=size)
+    assert len(report.outcomes["adder + shuffle"]) == n
+
+
+def test_shuffle_alone_is_refused():
+    with pytest.raises(UserError, match="'shuffle' needs at least 2 prompts, got 1"):
+        ask([Arm(toy.Adder(), "adder", "shuffle")], n=1)
+
+
+def test_cut_covers_all_once():
+    prompts = [np.zeros(length) for length in (3, 1, 2, 5, 5, 4, 1)]
+    for size in range(1, 9):
+        for keep in (False, True):
+            batches = cut(prompts, size, keep)
+            assert sorted(i for batch in batches for i in batch) == list(range(7))
+            if keep:
+                assert [i for batch in batches for i in batch] == list(range(7))
+                assert min(map(len, batches)) > 1
+            else:
+                lengths = [len(prompts[i]) for batch in batches for i in batch]
+                assert lengths == sorted(lengths, reverse=True)
+
+
+def test_verdict_both_ways():
+    carries = ask(arms_of(toy.Adder(), "adder", ALL))
+    assert [v["inert"] for v in carries.verdicts] == [False]
+    assert "carries the answer" in carries.verdicts[0]["text"]
+    assert carries.inert == ()
+    inert = ask(arms_of(toy.Adder(uses_thought=False), "adder", ALL))
+    assert inert.inert == ("adder",)
+    assert "no verdict of 37 changed" in inert.verdicts[0]["text"]
+    assert "comes from training" in inert.verdicts[0]["text"]
+
+
+def test_one_free_control_is_enough_for_inert():
+    """All thoughts equal: zeroing hurts, another row's thought does not."""
+    data = [e for e in toy.examples(400) if e.answer == "7"]
+    report = ask(arms_of(toy.Adder(), "adder", ("zero", "shuffle")), data=data)
+    assert report.row("adder", "zero")["accuracy"] == 0
+    assert report.row("adder", "shuffle")["accuracy"] == 1
+    assert report.inert == ("adder",)
+
+
+def test_comparisons_are_paired():
+    quiet, direct = toy.Adder(), toy.Adder(kind="direct")
+    arms = [Arm(direct, "direct"), *arms_of(quiet, "adder", ("zero",))]
+    report = ask(arms)
+    pairs = {(c["a"], c["b"]): c for c in report.comparisons}
+    assert set(pairs) == {("direct", "adder"), ("adder", "adder + zero"), ("adder + zero", "direct")}
+    zeroed = pairs["adder", "adder + zero"]
+    wrong = report.outcomes["adder + zero"].count("0")
+    assert (zeroed["only_a"], zeroed["only_b"], zeroed["difference"]) == (wrong, 0, wrong / 37)
+    assert zeroed["low"] <= zeroed["difference"] <= zeroed["high"]
+    assert zeroed["p"] < 1e-6
+    assert pairs["direct", "adder"]["p"] == 1
+
+
+def test_kinds_come_from_behaviour():
+    arms = [Arm(toy.Adder(kind=kind), kind) for kind in ("direct", "chain", "quiet")]
+    assert [row["kind"] for row in ask(arms).rows] == ["direct", "chain", "quiet"]
+
+
+def test_shortcuts_are_rows():
+    def rules(example):
+        words = example.prompt.split()
+        return {"last digit": words[-1], **({"only digit": words[0]} if len(words) == 1 else {})}
+
+    report = ask([Arm(toy.Adder(), "adder")], shortcuts=rules)
+    last, only = report.row("shortcut: last digit"), report.row("shortcut: only digit")
+    ones = last["by_steps"]["1"][1]
+    assert only["correct"] == ones
+    assert last["by_steps"]["1"] == [ones, ones]
+    assert last["ms"] is None
+    assert last["kind"] == "shortcut"
+
+
+def test_modes_come_back():
+    method = toy.Adder()
+    method.train()
+    method.backbone.dropout.eval()  # frozen parts stay as they were
+    ask([Arm(method, "adder")])
+    assert method.training
+    assert not method.backbone.dropout.training
+    method.train()
+    with pytest.raises(UserError):
+        ask([Arm(toy.Adder(takes_effort=False), "adder", effort=3)])
+    assert method.training
+
+
+def test_prompts_that_do_not_fit_are_refused():
+    message = re.escape("2 of 10 prompts do not fit adder: the longest has 31 tokens")
+    data = toy.examples(8) + [
+        toy.Example(f"long-{i}", " ".join("1" * (30 + i)), (), (), "0") for i in range(2)
+    ]
+    with pytest.raises(UserError, match=message):
+        ask([Arm(toy.Adder(), "adder")], data=data)
+
+
+def test_effort_without_dial_is_refused():
+    with pytest.raises(UserError, match=r"eval\.efforts: effort=3 does not apply"):
+        ask([Arm(toy.Adder(takes_effort=False), "adder", effort=3)])
+
+
+def test_nothing_to_do_is_refused():
+    with pytest.raises(UserError, match="0 examples"):
+        ask([Arm(toy.Adder(), "adder")], data=[])
+    with pytest.raises(ValueError, match="different names"):
+        ask([Arm(toy.Adder(), "adder"), Arm(toy.Adder(), "adder")])
+
+
+def test_stop_keeps_finished_arms(tmp_path):
+    seen = []
+    arms = arms_of(toy.Adder(), "adder", ALL)
+    with pytest.raises(Stopped) as stopped:
+        ask(arms, stop=lambda: len(seen) > 12, progress=lambda *state: seen.append(state))
+    report = stopped.value.report
+    assert not report.complete
+    assert [row["control"] for row in report.rows] == [None, "zero"]
+    assert all(row["n"] == 37 for row in report.rows)
+    assert seen[4] == ("adder", 37, 37)
+    save(tmp_path / "rows.json", [report])
+    assert load(tmp_path / "rows.json") == [report]
+
+
+def test_timing_off_and_test_split():
+    report = ask([Arm(toy.Adder(), "adder")], timing=0, split="test")
+    assert report.rows[0]["ms"] is None
+    assert report.split == report.rows[0]["split"] == "test"
+    assert EvalConfig().split == "valid"
+
+
+def test_one_prompt_alone_is_timed_alone():
+    method = toy.Adder()
+    ask([Arm(method, "adder")], timing=4, batch_size=16)
+    assert [len(batch) for batch in method.batches] == [1] * 6 + [16, 16, 5]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from quietreasoning.evaluate.controls import DECIDING, LABELS, arm_name
-from quietreasoning.evaluate.rows import Row
+from quietreasoning.evaluate.controls import DECIDING
+from quietreasoning.evaluate.rows import LABELS, Row, arm_name
 from quietreasoning.evaluate.statistics import mcnemar, paired_bootstrap, paired_counts
 
 LEVEL = 0.05

@@ -6,14 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from quietreasoning.contract import Method
+from quietreasoning.evaluate.rows import arm_name
 
-LABELS = {
-    "zero": "thoughts zeroed",
-    "shuffle": "thoughts of another row",
-    "mean": "batch mean of the thoughts",
-    "noise": "noise of the thoughts' norm",
-    "filler": "filler in place of thoughts",
-}
 FROM_OTHER_ROWS = ("shuffle", "mean")  # these need company, and depend on it by definition
 DECIDING = ("zero", "shuffle")  # where one of these costs nothing, the thought is inert
 
@@ -34,12 +28,6 @@ class Arm:
     @property
     def name(self) -> str:
         return arm_name(self.label, self.control, self.effort)
-
-
-def arm_name(label: str, control: str | None, effort: int | None) -> str:
-    """`slots`, `slots + zero`, `slots @ 2`."""
-    name = label if effort is None else f"{label} @ {effort}"
-    return name if control is None else f"{name} + {control}"
 
 
 def arms_of(

@@ -26,8 +26,8 @@ from quietreasoning.evaluate.asking import (
 )
 from quietreasoning.evaluate.compare import compare_all, verdicts
 from quietreasoning.evaluate.config import EvalConfig
-from quietreasoning.evaluate.controls import FROM_OTHER_ROWS, Arm, arm_name
-from quietreasoning.evaluate.rows import COSTS, Report, Row
+from quietreasoning.evaluate.controls import FROM_OTHER_ROWS, Arm
+from quietreasoning.evaluate.rows import COSTS, Report, Row, arm_name
 from quietreasoning.evaluate.scorers import SCORERS
 from quietreasoning.evaluate.statistics import wilson
 

@@ -16,6 +16,13 @@ from quietreasoning.evaluate.statistics import mean_interval
 FORMAT = 1
 MEANS = ("visible_tokens", "passes", "latent_steps", "ms", "ms_batched")
 COSTS = (*MEANS, "batch")
+LABELS = {
+    "zero": "thoughts zeroed",
+    "shuffle": "thoughts of another row",
+    "mean": "batch mean of the thoughts",
+    "noise": "noise of the thoughts' norm",
+    "filler": "filler in place of thoughts",
+}
 Row = dict[str, Any]
 
 
@@ -54,6 +61,12 @@ class Report:
     def inert(self) -> tuple[str, ...]:
         """Labels of methods whose thoughts were found to carry nothing."""
         return tuple(verdict["method"] for verdict in self.verdicts if verdict["inert"])
+
+
+def arm_name(label: str, control: str | None, effort: int | None) -> str:
+    """`slots`, `slots + zero`, `slots @ 2`."""
+    name = label if effort is None else f"{label} @ {effort}"
+    return name if control is None else f"{name} + {control}"
 
 
 def save(path: Path, reports: Iterable[Report]) -> None:

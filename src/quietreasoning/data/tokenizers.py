@@ -40,6 +40,7 @@ def build_tokenizer(
 def texts(config: DataConfig, task: Task) -> Iterator[str]:
     """What a trained tokenizer sees: training examples as the encoder will write them."""
     form = config.format
+    yield from task.vocabulary()
     for example in task.split("train", config.train)[: config.tokenizer.examples]:
         yield example.prompt + form.prompt_suffix
         yield from (step + form.step_suffix for step in example.steps)

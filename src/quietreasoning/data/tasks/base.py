@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from quietreasoning.config import Settings, UserError, suggest
@@ -44,6 +44,10 @@ class Task(ABC):
     def shortcuts(self, example: Example) -> Mapping[str, str]:
         """Answers of named rules that do not reason; their accuracy stands in the table."""
         return {}
+
+    def vocabulary(self) -> Iterable[str]:
+        """Words that examples may hold, so that a tokenizer of whole words knows them all."""
+        return ()
 
     def fingerprint(self) -> dict[str, str]:
         """What the examples depend on; a run refuses to resume where it has changed."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from string import digits
 
 from pydantic import Field
 
@@ -31,6 +32,9 @@ class Multiplication(GeneratedTask):
     scorer = "exact"
     config: MultiplicationConfig
 
+    def vocabulary(self) -> list[str]:
+        return [*digits, "*", "+", "(", ")"]
+
     def draw(self, rng: random.Random) -> Pair:
         low, high = 10 ** (self.config.digits - 1), 10**self.config.digits
         return rng.randrange(low, high), rng.randrange(low, high)
@@ -40,7 +44,7 @@ class Multiplication(GeneratedTask):
         return f"{a}*{b}"
 
     def render(self, problem: Pair, id: str, rng: random.Random) -> Example:
-        return example(*problem, digits=self.config.digits, id=id)
+        return example(*problem, size=self.config.digits, id=id)
 
     def shortcuts(self, example: Example) -> Mapping[str, str]:
         """Forgetting what a column carries; the last partial product alone."""
@@ -59,24 +63,24 @@ def written(number: int, width: int) -> str:
     return " ".join(reversed(str(number).zfill(width)))
 
 
-def example(a: int, b: int, digits: int, id: str) -> Example:
+def example(a: int, b: int, size: int, id: str) -> Example:
     """The example of one pair. A step's result is the running sum, where it is written."""
     steps, results, total = [], [], 0
-    for j, digit in enumerate(reversed(str(b).zfill(digits))):
+    for j, digit in enumerate(reversed(str(b).zfill(size))):
         partial = a * int(digit) * 10**j
         total += partial
-        width = digits + 1 + j
+        width = size + 1 + j
         steps.append(written(partial, width))
         results.append(written(partial, width))
-        if 0 < j < digits - 1:
+        if 0 < j < size - 1:
             results[-1] = written(total, width)
             steps[-1] += f" ( {results[-1]} )"
     return Example(
         id=id,
-        prompt=f"{written(a, digits)} * {written(b, digits)}",
+        prompt=f"{written(a, size)} * {written(b, size)}",
         steps=tuple(steps),
         results=tuple(results),
-        answer=written(a * b, 2 * digits),
+        answer=written(a * b, 2 * size),
         meta={"a": a, "b": b},
     )
 

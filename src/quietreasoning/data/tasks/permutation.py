@@ -45,8 +45,8 @@ class PermutationProduct(GeneratedTask):
     scorer = "exact"
     config: PermutationConfig
 
-    def words(self) -> list[str]:
-        """Every permutation as a word, so that a trained vocabulary is complete."""
+    def vocabulary(self) -> list[str]:
+        """Every permutation as a word."""
         return [word(p) for p in itertools.permutations(range(self.config.size))]
 
     def draw(self, rng: random.Random) -> tuple[Permutation, ...]:

@@ -57,7 +57,7 @@ class Pointer(GeneratedTask):
     scorer = "exact"
     config: PointerConfig
 
-    def words(self) -> list[str]:
+    def vocabulary(self) -> list[str]:
         """The entities, most common spelling first: a..z, then aa, ab, ..."""
         pairs = (a + b for a in ascii_lowercase for b in ascii_lowercase)
         return [*ascii_lowercase, *pairs][: self.config.symbols]
@@ -65,7 +65,7 @@ class Pointer(GeneratedTask):
     def draw(self, rng: random.Random) -> Problem:
         c = self.config
         hops = rng.choice(c.hop_counts)
-        nodes = rng.sample(self.words(), c.nodes)
+        nodes = rng.sample(self.vocabulary(), c.nodes)
         cut = permutation if c.map == "permutation" else function
         return Problem(cut(nodes, hops, rng), nodes[0], hops)
 

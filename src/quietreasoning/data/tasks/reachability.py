@@ -18,6 +18,7 @@ from quietreasoning.data.tasks.base import GeneratedTask, digest
 from quietreasoning.data.tasks.graphs import Graph, Question, debiased, original, rules
 
 PERSONS = tuple("Ada Ben Cleo Dora Emil Finn Gwen Hugo Iris Jon Kira Liam Mona Nils Olga Paul".split())
+NODES = (*ascii_lowercase, "aa", "bb", "cc", "dd")
 CONCEPTS = tuple(
     onset + middle + "pus"
     for onset in "b d f g h j k l m n p r s t v w y z".split()
@@ -39,6 +40,9 @@ class Reachability(GeneratedTask):
     scorer = "exact"
     shares = {"train": 50, "valid": 25, "test": 25}
     config: ReachabilityConfig
+
+    def vocabulary(self) -> list[str]:
+        return [*NODES, *ascii_uppercase] if self.config.style == "symbols" else []
 
     def draw(self, rng: random.Random) -> Question:
         return debiased(rng) if self.config.variant == "debiased" else original(rng)
@@ -83,7 +87,7 @@ class Reachability(GeneratedTask):
 
     def _names(self, graph: Graph, rng: random.Random) -> list[str]:
         if self.config.style == "symbols":
-            concepts, persons = [*ascii_lowercase, "aa", "bb", "cc", "dd"], list(ascii_uppercase)
+            concepts, persons = list(NODES), list(ascii_uppercase)
         else:
             concepts, persons = list(CONCEPTS), list(PERSONS)
         rng.shuffle(concepts)

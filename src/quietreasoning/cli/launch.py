@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from quietreasoning.cli.guard import EXIT_FAILED, EXIT_RESUMABLE, complain
 
 SAVE_SECONDS = 600  # how long the ranks may take to save after a signal
+QUIET = (sys.executable, "-m", "quietreasoning.cli.main")
 
 
-def launch(arguments: Sequence[str], num_ranks: int) -> int:
-    """Run `quiet ARGUMENTS` on `num_ranks` local ranks; returns the exit code of the first that failed."""
+def launch(arguments: Sequence[str], num_ranks: int, program: Sequence[str] = QUIET) -> int:
+    """Run PROGRAM ARGUMENTS on `num_ranks` local ranks; returns the exit code of the first that failed."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -36,7 +37,7 @@ def launch(arguments: Sequence[str], num_ranks: int) -> int:
         shutdown_timeout=SAVE_SECONDS,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "quietreasoning.cli.main", *arguments)
+        elastic_launch(config, program[0])(*program[1:], *arguments)
     except SignalException:
         return EXIT_RESUMABLE
     except ChildFailedError as error:

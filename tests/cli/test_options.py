@@ -1,0 +1,52 @@
+"""The set of commands and options is frozen: settings belong in recipes, not in new flags."""
+
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from quietreasoning.cli.main import app
+
+OPTIONS = {
+    "demo": ["--seeds", "--out", "--json"],
+    "train": ["recipe", "settings", "--resume", "--dry-run", "--no-doctor", "--nproc", "--out", "--json"],
+    "eval": ["run", "settings", "--task", "--n", "--controls", "--json"],
+    "report": ["runs"],
+    "doctor": ["recipe", "settings", "--json"],
+    "plan": ["recipe", "settings", "--json"],
+    "show": ["recipe", "settings", "--schema", "--json"],
+    "list": [],
+    "generate": ["run", "--prompt", "--effort", "--max-new-tokens"],
+    "chat": ["run", "--effort", "--max-new-tokens"],
+}
+
+
+def test_commands_and_options_are_frozen():
+    commands = typer.main.get_command(app).commands
+    found = {
+        name: [
+            next((option for option in parameter.opts if option.startswith("--")), parameter.name)
+            for parameter in command.params
+        ]
+        for name, command in commands.items()
+    }
+    assert found == OPTIONS
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_command_and_option_has_help(name):
+    command = typer.main.get_command(app).commands[name]
+    assert command.help and all(getattr(parameter, "help", "") for parameter in command.params)
+
+
+def test_help_imports_nothing_slow():
+    script = (
+        "import sys; from quietreasoning.cli.main import main; sys.argv = ['quiet', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "slow = {'torch', 'transformers', 'matplotlib', 'pydantic', 'numpy'} & set(sys.modules)\n"
+        "assert not slow, slow"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train" in done.stdout

@@ -1,0 +1,215 @@
+"""What the doctor learns by comparing: the same step with one thing changed, and training with generation.
+
+All comparisons run on slightly jittered weights, so that a part which starts at zero cannot hide.
+
+Shapes: B rows, T positions of one backbone forward, D width, N states.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from quietreasoning.contract import IGNORE, Batch, Role
+from quietreasoning.train import probes
+from quietreasoning.train.checks import Exam, gradient
+from quietreasoning.train.probes import READ_AS, Pass, Reading
+
+GIVEN_ROLES = (Role.PROMPT, Role.THOUGHT, Role.MARKER)  # what generate reads before it writes
+
+
+def repeats(exam: Exam) -> bool:
+    """`random`: two forwards agree, whatever the global generators hold."""
+    method = exam.method
+    with torch.no_grad(), probes.restored(method):
+        first, second = (probes.read(method, exam.batch, seed).totals() for seed in (0, 1))
+        method.eval()
+        calm = [probes.read(method, exam.batch, seed).totals() for seed in (0, 1)]
+    cure = "Seed what is sampled by batch.keys_B."
+    if calm[0] == calm[1]:
+        cure = "Set dropout to 0, or seed what is sampled by batch.keys_B."
+    for name, value in first.items():
+        if value != second[name]:
+            exam.find("random", f"term {name}", f"two forwards give {value:g} and {second[name]:g}", cure)
+    return not exam.has("random")
+
+
+def causal(exam: Exam) -> None:
+    """`future-leak` in training: edit one gold token of each field, compare every state before it."""
+    method, tol = exam.method, probes.tolerance(exam.method) / 10
+    with torch.no_grad(), probes.restored(method):
+        probes.jitter(method)
+        base = probes.read(method, exam.batch).passes
+        for name, roles in READ_AS.items():
+            for which in ("middle", "all"):
+                batch = probes.edited(exam.batch, name, which, method.backbone.vocab_size)
+                place = batch and probes.leak(base, probes.read(method, batch).passes, roles, tol)
+                if place:
+                    _leaks(exam, place, name, "training")
+                    break
+
+
+def _leaks(exam: Exam, place: probes.Place, name: str, when: str) -> None:
+    exam.find(
+        "future-leak",
+        str(place),
+        f"in {when}, its state changes with a token of {name} that it must not see",
+        "Mask later positions, and feed no gold token into thoughts.",
+    )
+
+
+def sums(exam: Exam) -> None:
+    """`not-a-sum`, `padding-variance`, `batch-variance`: a total is the sum of what its rows give."""
+    method, batch, tol = exam.method, exam.batch, probes.tolerance(exam.method)
+    half = len(batch) // 2
+    pads = not exam.has("future-leak", "pad-touched")  # these explain what more padding changes
+    with torch.no_grad(), probes.restored(method):
+        probes.jitter(method)
+        base = probes.read(method, batch)
+        twice = probes.read(method, probes.doubled(batch))
+        wide = probes.read(method, probes.padded(batch))
+        parts = (
+            [probes.read(method, probes.rows_of(batch, s)) for s in (slice(half), slice(half, None))]
+            if half
+            else []
+        )
+    totals = base.totals()
+    for name, total in totals.items():
+        where, scale = f"term {name}", max(abs(total), 1e-6)
+        if abs(twice.totals()[name] - 2 * total) > 2 * tol * scale:
+            ratio = twice.totals()[name] / (total or 1.0)
+            exam.find(
+                "not-a-sum",
+                where,
+                f"twice the rows give {ratio:.2f} times the total, not 2",
+                "Sum; the loop divides.",
+            )
+            continue
+        if pads and abs(wide.totals()[name] - total) > tol * scale:
+            exam.find(
+                "padding-variance",
+                where,
+                f"{total:g} becomes {wide.totals()[name]:g} with more padding",
+                "Mask padding.",
+            )
+        split = sum(part.totals()[name] for part in parts)
+        if parts and abs(split - total) > tol * scale:
+            exam.find(
+                "batch-variance",
+                where,
+                f"two half batches give {split:g} together, the whole {total:g}",
+                "Use no batch statistics.",
+            )
+    for unit, count in base.counts.items():
+        others = {"twice the rows": twice.counts.get(unit, 0) / 2}
+        if pads:
+            others["more padding"] = wide.counts.get(unit, 0)
+        for how, other in others.items():
+            if other != count:
+                exam.find(
+                    "units",
+                    f"unit {unit}",
+                    f"{count} becomes {other:g} with {how}",
+                    "Count what is not padding.",
+                )
+
+
+def unit_changes(exam: Exam) -> None:
+    """`units`: a count moves with the batch exactly when the scored states do."""
+    method = exam.method
+    with probes.restored(method):
+        probes.jitter(method)
+        base, base_touched = _scored(exam, exam.batch)
+        for lacking, batch in probes.shortened(exam.batch).items():
+            other, touched = _scored(exam, batch)
+            for name, term in base.output.terms.items():
+                unit = term.unit
+                if unit not in base.counts or exam.has("units") or not base_touched[name]:
+                    continue
+                counted = other.counts.get(unit, 0) - base.counts[unit]
+                scored = touched[name] - base_touched[name]
+                if (counted and not scored) or (scored and not counted and unit.endswith("token")):
+                    problem = (
+                        f"without one {lacking} a row, units() counts {counted:+d} {unit}s, "
+                        f"the gradient reaches {scored:+d} states"
+                    )
+                    exam.find("units", f"term {name}", problem, "Count what is summed.")
+
+
+def _scored(exam: Exam, batch: Batch) -> tuple[Reading, dict[str, int]]:
+    reading = probes.read(exam.method, batch)
+    return reading, {name: gradient(exam, reading, name).num_touched for name in reading.output.terms}
+
+
+def generation(exam: Exam) -> None:
+    """`generate` passes through the states that training computes, sees no later token and no other row."""
+    method, batch, tol = exam.method, exam.batch, probes.tolerance(exam.method)
+    with torch.no_grad(), probes.restored(method):
+        probes.jitter(method)
+        method.eval()
+        trained = probes.read(method, batch).passes
+        with probes.watch(method) as passes:
+            method.generate(batch.prompt_BP, max_new_tokens=1)
+        place = None if exam.has("future-leak") else _untrained(passes, trained, len(batch), 10 * tol)
+        if place:  # after a leak, of course it differs
+            cure = "Share the code that thinks between forward and generate."
+            exam.find("generation-differs", str(place), "training computes no such state for this row", cure)
+        changed = probes.edited(batch, "prompt_BP", "middle", method.backbone.vocab_size)
+        with probes.watch(method) as others:
+            method.generate(changed.prompt_BP, max_new_tokens=1)
+        place = probes.leak(passes, others, READ_AS["prompt_BP"], tol / 10)
+        if place and not exam.has("future-leak"):
+            _leaks(exam, place, "prompt_BP", "generation")
+        _alone(exam)
+
+
+def _alone(exam: Exam) -> None:
+    """The row with the most padding answers the same alone, and with more padding."""
+    method, prompt_BP = exam.method, exam.batch.prompt_BP
+    lengths_B = (prompt_BP != IGNORE).sum(1)
+    row = int(lengths_B.argmin())
+    together = method.generate(prompt_BP, max_new_tokens=4).tokens[row]
+    prompt_1P = prompt_BP[row : row + 1, prompt_BP.shape[1] - int(lengths_B[row]) :]
+    alone = method.generate(prompt_1P, max_new_tokens=4).tokens[0]
+    wide_1P = F.pad(prompt_1P, (5, 0), value=IGNORE)
+    wide = method.generate(wide_1P, max_new_tokens=4).tokens[0]
+    if alone != wide:
+        exam.find(
+            "padding-variance",
+            "generate",
+            f"row {row} answers {wide} with more padding, {alone} without",
+            "Mask padding.",
+        )
+    elif alone != together:
+        exam.find(
+            "batch-variance",
+            "generate",
+            f"row {row} answers {together} in the batch, {alone} alone",
+            "Keep rows apart.",
+        )
+
+
+def _untrained(passes: list[Pass], trained: list[Pass], rows: int, tol: float) -> probes.Place | None:
+    """The first state of generation that no training pass computed for the same row under the same role.
+
+    A pass that reads what this stage does not train at all, such as the answer prefix, is left out.
+    """
+    roles = {int(role) for call in trained for role in call.role_BT.unique()} | {int(Role.PAD)}
+    for i, call in enumerate(passes):
+        if not set(call.role_BT.unique().tolist()) <= roles:
+            continue
+        for role in GIVEN_ROLES:
+            known = [p for p in trained if len(p.role_BT) == rows and (p.role_BT == role).any()]
+            if not known or len(call.role_BT) != rows:
+                continue
+            for row in range(rows):
+                here_T = call.role_BT[row] == role
+                if not here_T.any():
+                    continue
+                pool_ND = torch.cat([p.hidden_BTD[row][p.role_BT[row] == role] for p in known])
+                state_TD = call.hidden_BTD[row][here_T]
+                gap_T = (state_TD[:, None] - pool_ND[None]).abs().amax(-1).amin(1) if len(pool_ND) else None
+                if gap_T is None or bool((gap_T > tol * state_TD.abs().mean()).any()):
+                    column = int(here_T.nonzero()[0] if gap_T is None else here_T.nonzero()[gap_T.argmax()])
+                    return probes.Place(i, row, column, role.name)
+    return None

@@ -6,6 +6,12 @@ import torch
 from torch import nn
 
 from quietreasoning.contract import IGNORE, Batch, Markers, Method, MethodConfig, StepOutput, Term
+from quietreasoning.optim.settings import OptimConfig
+from quietreasoning.track import Sinks, TrackConfig, read_log
+from quietreasoning.train.checkpoint import read_json
+from quietreasoning.train.settings import TrainConfig
+from quietreasoning.train.signals import StopFlag
+from quietreasoning.train.stages import StagePlan, run_stages
 
 VOCAB = 17
 WIDTH = 8
@@ -92,3 +98,41 @@ def toy_batches(batch_size: int):
         return toy_batch(list(range(first, first + size)))
 
     return batch_at
+
+
+def toy_plan(
+    name="main", *, steps=8, toy=None, optim=None, evaluate=None, batch_at=None, **train
+) -> StagePlan:
+    """A stage of the toy: batches of eight, saved and logged every step unless told otherwise."""
+    config = TrainConfig(**{"steps": steps, "batch_size": 8, "save_every": 1, "log_every": 1} | train)
+    optim = OptimConfig(**{"name": "sgd", "lr": 0.05} | (optim or {}))
+    return StagePlan(
+        name=name,
+        settings={"train": config.model_dump(), "optim": optim.model_dump(), "method": toy or {}},
+        train=config,
+        optim=optim,
+        make_method=lambda previous: previous or Toy(**(toy or {})),
+        make_batches=lambda: batch_at or toy_batches(config.batch_size),
+        evaluate=evaluate,
+    )
+
+
+def run_toy(run_dir, *plans, stop=None, machine=None, sinks=(), seed=3):
+    """run_stages with `log.jsonl` and the given sinks."""
+
+    def open_sinks(step):
+        opened = Sinks.open(
+            TrackConfig(console=False), run_dir, resume_step=step, main=machine is None or machine.main
+        )
+        return Sinks([*opened.sinks, *sinks])
+
+    return run_stages(plans, run_dir, open_sinks, stop or StopFlag(), seed=seed, machine=machine)
+
+
+def logged(run_dir, key="train/loss"):
+    """(step, value) of every log record that has `key`."""
+    return [(row["step"], row[key]) for row in read_log(run_dir / "log.jsonl") if key in row]
+
+
+def weights_hash(path) -> str:
+    return read_json(path / "manifest.json")["files"]["method.safetensors"]["sha256"]

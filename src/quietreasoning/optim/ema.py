@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -21,9 +21,8 @@ class Ema:
     def update(self) -> None:
         torch._foreach_lerp_(list(self.averages.values()), list(self.params.values()), 1.0 - self.decay)
 
-    @torch.no_grad()
     def copy_to_params(self) -> None:
-        torch._foreach_copy_(list(self.params.values()), list(self.averages.values()))
+        _copy(self.averages.values(), self.params.values())
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
@@ -33,5 +32,10 @@ class Ema:
         try:
             yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(list(self.params.values()), kept)
+            _copy(kept, self.params.values())
+
+
+@torch.no_grad()
+def _copy(sources: Iterable[Tensor], targets: Iterable[Tensor]) -> None:
+    for target, source in zip(targets, sources, strict=True):  # shards have no foreach copy
+        target.copy_(source)

@@ -42,6 +42,7 @@ class Resume:
     index: int  # the stage the checkpoint is of
     done: bool  # that stage is finished
     evaluated: bool
+    tokens_before: int  # in the stages before
     handover: Handover | None
     notes: tuple[str, ...]
 
@@ -101,6 +102,7 @@ def _find(run_dir: Path, recipe: Recipe) -> Resume | None:
         index=index,
         done=done,
         evaluated=state["evaluated"],
+        tokens_before=state["tokens_before"],
         handover=_handover(run_dir, index if done else index - 1),
         notes=(*notes, f"going on from {path.name}, stage {state['stage']}"),
     )

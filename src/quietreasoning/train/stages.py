@@ -127,6 +127,7 @@ class _Run:
                         f"from which stage {plan.name!r} borrows weights."
                     )
                 load_weights(here.path, method)
+                self.tokens = here.tokens_before
             method = self.one_stage(index, plan, method, here)
         last = self.run_dir / checkpoint.step_name(self.steps)
         summary = RunSummary(

@@ -1,0 +1,219 @@
+"""Two gloo ranks equal one, replicated and sharded, whatever the lanes, and checkpoints move between them."""
+
+import os
+import socket
+
+import pytest
+import torch
+from train_toys import Toy, logged, run_toy, toy_batches, toy_plan, weights_hash
+
+from quietreasoning.contract import Term
+from quietreasoning.optim.settings import OptimConfig
+from quietreasoning.train.distributed import Machine, NamedSum
+from quietreasoning.train.loop import train
+from quietreasoning.train.settings import TrainConfig
+from quietreasoning.train.snapshot import load_weights
+from quietreasoning.train.state import TrainState
+
+DEADLINE_SECONDS = 90
+
+
+class TwoRanks:
+    """Two processes as torchrun would launch them; calling it runs `work(machine, *args)` on both."""
+
+    def __init__(self, processes):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.pipes, self.children = [], []
+        for rank in range(2):
+            ours, theirs = processes.Pipe()
+            self.children.append(processes.Process(target=_rank, args=(theirs, port, rank), daemon=True))
+            self.children[-1].start()
+            theirs.close()
+            self.pipes.append(ours)
+
+    def __call__(self, work, *args):
+        for pipe in self.pipes:
+            pipe.send((work, args))
+        answers = []
+        for pipe in self.pipes:
+            assert pipe.poll(DEADLINE_SECONDS), "a rank hangs"
+            answers.append(pipe.recv())
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    def kill(self):
+        for child in self.children:
+            child.kill()
+            child.join()
+
+
+def _rank(pipe, port, rank):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    machine = Machine.start("cpu")
+    while True:
+        work, args = pipe.recv()
+        try:
+            pipe.send(work(machine, *args))
+        except Exception as error:
+            pipe.send(error)
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(processes):
+    ranks = TwoRanks(processes)
+    yield ranks
+    ranks.kill()
+
+
+class Uneven(Toy):
+    """Parts of it see no gradient in some lanes, on some ranks, in some steps."""
+
+    def forward(self, batch, carry=None):
+        out = super().forward(batch, carry)
+        if int(batch.keys_B[0]) % 3:
+            out.terms["halt"] = Term(torch.zeros(()), "sequence", 0.1)
+        if int(batch.keys_B[0]) % 2 == 0:
+            out.metrics["sometimes"] = (batch.keys_B.float().sum(), torch.tensor(len(batch)))
+        return out
+
+
+def steps(machine, sharding, accumulate, kind):
+    config = TrainConfig(steps=5, batch_size=12, accumulate=accumulate, sharding=sharding)
+    optim = OptimConfig(name="sgd", lr=0.05, clip=0.5, ema=0.8)
+    state = TrainState.create(kind(), config, optim, machine)
+    rows = [record.row() for record in train(state, toy_batches(12), config, optim)]
+    with state.evaluating() as method:
+        averaged = method.backbone.embed.weight.detach().clone()
+        answers = method(toy_batches(4)(0, 0, 1, 0, 1)).terms["answer"].total.item()
+    method = state.finish()
+    assert torch.equal(method.backbone.head.weight, averaged)
+    assert method.backbone.head.weight is method.backbone.embed.weight
+    weights = {name: p.detach().tolist() for name, p in method.named_parameters()}
+    return rows, answers, weights
+
+
+def same(row):
+    return {k: v for k, v in row.items() if not k.startswith("cost/")}
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", [Toy, Uneven])
+def test_two_ranks_equal_one(on_two_ranks, sharding, accumulate, kind):
+    alone = steps(Machine(), "ddp", 2 * accumulate, kind)
+    for rank, (rows, answers, weights) in enumerate(on_two_ranks(steps, sharding, accumulate, kind)):
+        assert answers == pytest.approx(alone[1], rel=1e-4)
+        for mine, theirs in zip(rows, alone[0], strict=True):
+            if rank == 0 or kind is Toy:
+                assert {**same(mine), "stage": 0} == pytest.approx({**same(theirs), "stage": 0}, rel=1e-4)
+        for name, values in weights.items():
+            torch.testing.assert_close(
+                torch.tensor(values), torch.tensor(alone[2][name]), rtol=1e-4, atol=1e-6, msg=name
+            )
+
+
+def names_meet(machine):
+    add = NamedSum(machine)
+    first = add({"both": 1.0, f"rank{machine.rank}": 10.0})
+    second = add({"both": 2.0} | ({"late": 5.0} if machine.rank else {}))
+    return first, second, machine.any(machine.rank == 1), machine.any(False)
+
+
+def test_sums_agree_even_where_ranks_meet_names_at_different_steps(on_two_ranks):
+    for first, second, some, none in on_two_ranks(names_meet):
+        assert first == {"both": 2.0, "rank0": 10.0, "rank1": 10.0}
+        assert second == {"both": 4.0, "late": 5.0, "rank0": 0.0, "rank1": 0.0}
+        assert some and not none
+
+
+def whole_run(machine, run_dir, sharding, accumulate, steps, toy):
+    plan = toy_plan(
+        steps=steps, sharding=sharding, accumulate=accumulate, toy=toy, optim={"name": "adamw", "ema": 0.5}
+    )
+    summary = run_toy(run_dir, plan, machine=machine)
+    return summary.steps
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_a_run_on_two_ranks_resumes_exactly(on_two_ranks, sharding, tmp_path):
+    toy = {"dropout": 0.2, "carries": True}
+    on_two_ranks(whole_run, tmp_path / "through", sharding, 2, 6, toy)
+    on_two_ranks(stopped_run, tmp_path / "broken", sharding, 2, 6, toy)
+    assert (tmp_path / "broken" / "step-000003").is_dir()
+    on_two_ranks(whole_run, tmp_path / "broken", sharding, 2, 6, toy)
+    assert logged(tmp_path / "through") == logged(tmp_path / "broken")
+    last = "step-000006"
+    assert weights_hash(tmp_path / "through" / last) == weights_hash(tmp_path / "broken" / last)
+
+
+def stopped_run(machine, run_dir, sharding, accumulate, steps, toy):
+    """As `whole_run`, but rank 1 alone is asked to stop at the third step."""
+    from quietreasoning.train.signals import StopFlag, Stopped
+
+    stop = StopFlag()
+    batches = toy_batches(8)
+
+    def batch_at(step, lane, lanes, rank, world):
+        if step == 3 and rank == 1:
+            stop.request()
+        return batches(step, lane, lanes, rank, world)
+
+    plan = toy_plan(
+        steps=steps,
+        sharding=sharding,
+        accumulate=accumulate,
+        toy=toy,
+        optim={"name": "adamw", "ema": 0.5},
+        batch_at=batch_at,
+    )
+    try:
+        run_toy(run_dir, plan, machine=machine, stop=stop)
+    except Stopped as stopped:
+        return str(stopped)
+    raise AssertionError("rank went on")
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_a_checkpoint_of_two_ranks_is_one_of_one_rank(on_two_ranks, sharding, tmp_path):
+    """Saved by two, continued by one, equal to one all along."""
+    on_two_ranks(stopped_run, tmp_path / "two", sharding, 1, 6, {})
+    # the same recipe: lanes and sharding stay, the number of ranks is not part of it
+    summary = run_toy(tmp_path / "two", recipe_plan(sharding))
+    run_toy(tmp_path / "one", recipe_plan(sharding))
+    assert any("2 rank" in note for note in summary.notes)
+    two, one = dict(logged(tmp_path / "two")), dict(logged(tmp_path / "one"))
+    assert two == pytest.approx(one, rel=1e-4)
+    left, right = Toy(), Toy()
+    load_weights(tmp_path / "two/step-000006", left, averaged=True)
+    load_weights(tmp_path / "one/step-000006", right, averaged=True)
+    for p, q in zip(left.parameters(), right.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5)
+
+
+def recipe_plan(sharding):
+    return toy_plan(steps=6, sharding=sharding, accumulate=1, toy={}, optim={"name": "adamw", "ema": 0.5})
+
+
+def test_a_failed_save_on_the_first_rank_reaches_all(on_two_ranks, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for answer in on_two_ranks(refused_save, tmp_path / "file" / "run"):
+        assert "could not be written" in answer
+
+
+def refused_save(machine, run_dir):
+    from quietreasoning.config import UserError
+    from quietreasoning.train.snapshot import save_state
+
+    config, optim = TrainConfig(steps=1, batch_size=8), OptimConfig()
+    state = TrainState.create(Toy(), config, optim, machine)
+    try:
+        save_state(state, run_dir, run={}, position={})
+    except UserError as error:
+        return str(error)
+    return "written"

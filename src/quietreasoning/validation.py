@@ -66,6 +66,37 @@ def keys(cls: type[Settings], values: Mapping[str, Any], prefix: str = "") -> It
             yield from keys(inner, value if isinstance(value, Mapping) else {}, f"{prefix}{name}.")
 
 
+def recipe_schema(cls: type[Settings]) -> dict[str, Any]:
+    """JSON schema of a recipe file: the settings of `cls`, none required, sections above their stages too."""
+    schema = _optional(cls.model_json_schema())
+    stage = schema["$defs"][cls.model_fields["stages"].annotation.__args__[0].__name__]
+    sections = {name: value for name, value in stage["properties"].items() if name != "name"}
+    patches = {"type": "object", "additionalProperties": stage}
+    return schema | {
+        "title": "Recipe",
+        "properties": {
+            "base": {
+                "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+                "description": "Recipes to inherit from, by name or by path from this file; the last wins.",
+            },
+            **schema["properties"],
+            **sections,
+            "stages": {"anyOf": [{"type": "array", "items": stage}, patches]},
+        },
+    }
+
+
+def _optional(schema: Any) -> Any:
+    """Without `required`: what a recipe leaves out is inherited, or a default."""
+    if isinstance(schema, dict):
+        return {
+            key: _optional(value)
+            for key, value in schema.items()
+            if not (key == "required" and isinstance(value, list))
+        }
+    return [_optional(item) for item in schema] if isinstance(schema, list) else schema
+
+
 _MEANINGS = {
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
@@ -104,6 +135,8 @@ def _explain(
         key = re.sub(r"^stages\.[^.]+\." if source else r"^stages\.main\.", "", key)
     if first["type"] == "extra_forbidden":
         meaning = f"no such setting. {_nearest(cls, values, key, owner)}"
+    elif first["type"] == "missing" and isinstance(first["loc"][-1], int):
+        meaning = f"needs at least {first['loc'][-1] + 1} values"
     elif first["type"] == "missing":
         doc = owner.docs().get(key.rpartition(".")[2]) if owner is not None else None
         meaning = f"must be given: {doc}" if doc else "must be given"

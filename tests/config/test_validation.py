@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from quietreasoning.config import OneOf, Pick, Settings, UserError, suggest
 from quietreasoning.layers import Resolved, expand, label
-from quietreasoning.validation import keys, validate
+from quietreasoning.validation import keys, recipe_schema, validate
 
 
 class Weights(Settings):
@@ -65,6 +65,8 @@ class Train(Settings):
     """Factors."""
     enable: tuple[str, ...] = ()
     """Prefixes."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Averages."""
     budget: int | None = None
     """Tokens."""
 
@@ -127,7 +129,7 @@ SLOTS = {"name": "slots"}
         (
             COT | {"train": {"stpes": 1}},
             "train.stpes=1: no such setting. Did you mean 'train.steps'? "
-            "Choices: budget, compile, enable, lr, scales, steps. (from recipe r)",
+            "Choices: betas, budget, compile, enable, lr, scales, steps. (from recipe r)",
         ),
         (
             {"method": SLOTS | {"lops": 4}},
@@ -175,6 +177,7 @@ SLOTS = {"name": "slots"}
             COT | {"train": {"enable": [1]}},
             "train.enable.0=1: must be text; put quotes around it (from recipe r)",
         ),
+        (COT | {"train": {"betas": [1]}}, "train.betas=[1]: needs at least 2 values (from recipe r)"),
         (COT | {"train": None}, "train=null: must be a mapping of settings (from recipe r)"),
         (COT | {"train": {"budget": 13}}, "train.budget: 13 is unlucky; take 12 (from recipe r)"),
         (
@@ -241,6 +244,13 @@ def test_json_schema_holds_every_choice():
     schema = Run.model_json_schema()
     text = str(schema)
     assert "loops" in text and "hops" in text and "length" in text and "Passes." in text
+
+
+def test_the_schema_of_recipes_fits_recipes():
+    schema = recipe_schema(Run)
+    assert {"base", "seed", "method", "data", "train", "stages"} == set(schema["properties"])
+    assert "required" not in schema and "required" not in str(schema["$defs"])
+    assert schema["additionalProperties"] is False
 
 
 def test_suggest():

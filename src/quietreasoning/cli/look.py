@@ -31,16 +31,17 @@ def list_all() -> None:
 def show(
     recipe: str = typer.Argument(None, help="A name from `quiet list`, or a YAML file."),
     settings: list[str] = SETTINGS,
-    schema: bool = typer.Option(False, "--schema", help="Print the JSON schema of all settings instead."),
+    schema: bool = typer.Option(False, "--schema", help="Print the JSON schema of recipes instead."),
     json: str = JSON,
 ) -> None:
     """Every setting of a recipe, its value and where it came from."""
     from quietreasoning import run
     from quietreasoning.cli.output import print_table, write_json
     from quietreasoning.config import UserError
+    from quietreasoning.validation import recipe_schema
 
     if schema:
-        write_json(json or "-", run.RunConfig.model_json_schema())
+        write_json(json or "-", recipe_schema(run.RunConfig))
         return
     if recipe is None:
         raise UserError("name a recipe, such as `quiet show cot/pointer`, or give --schema; see `quiet list`")

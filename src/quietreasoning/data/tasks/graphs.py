@@ -7,6 +7,8 @@ rules measured on its public files, stand in docs/tasks.md.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 Edge = tuple[int, int]
+_NO_PARENT = math.exp(-1.5)  # Poisson(1.5) of 0
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,8 @@ def grow(rng: random.Random, size: int, neutral: int = 0) -> Graph:
     depth, side = [0] * (2 + neutral), [1, 2] + [0] * neutral
     edges: list[Edge] = []
     for node in range(2 + neutral, size):
-        banned = rng.choices((2, 1, 0), (0.35, 0.35, 0.30))[0]
+        point = rng.random()
+        banned = 2 if point < 0.35 else 1 if point < 0.70 else 0
         allowed = [n for n in range(node) if not side[n] & banned]
         parents = _weighted(rng, allowed, [1.5 * depth[n] + 1 for n in allowed], in_degree(rng))
         edges += [(parent, node) for parent in parents]
@@ -164,7 +168,7 @@ def in_degree(rng: random.Random) -> int:
         return 0
     while True:
         count, product = 0, rng.random()
-        while product > math.exp(-1.5):
+        while product > _NO_PARENT:
             count, product = count + 1, product * rng.random()
         if count:
             return count
@@ -172,8 +176,15 @@ def in_degree(rng: random.Random) -> int:
 
 def _weighted(rng: random.Random, items: list[int], weights: list[float], count: int) -> list[int]:
     """`count` different items, each drawn with probability proportional to its weight."""
-    keyed = sorted(zip((math.log(1 - rng.random()) / w for w in weights), items, strict=True))
-    return [item for _, item in keyed[len(items) - min(count, len(items)) :]]
+    if count >= len(items):
+        return items
+    sums = list(itertools.accumulate(weights))
+    chosen: list[int] = []
+    while len(chosen) < count:
+        item = items[bisect.bisect(sums, rng.random() * sums[-1])]
+        if item not in chosen:
+            chosen.append(item)
+    return sorted(chosen)
 
 
 def original(rng: random.Random) -> Question:

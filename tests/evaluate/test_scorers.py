@@ -107,13 +107,16 @@ def test_real_comma_golds():
 
 
 CHECK = "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(5) == 25\n"
-PREFIX = 'def square(x):\n    """Square."""\n'
+PREFIX = 'from typing import List\n\ndef square(x):\n    """Square."""\n'
 
 
 @pytest.mark.parametrize(
     ("text", "right"),
     [
         ("    return x * x", True),
+        ("return x * x", True),
+        ("y = x\n    return y * y", True),
+        ("def square(x: List[int]):\n    return x ** 2", True),
         ("    return x + x", False),
         ("def square(x):\n    return x ** 2", True),
         ("```python\ndef square(x):\n    return x ** 2\n```\nDone.", True),
@@ -154,4 +157,5 @@ def test_real_humaneval_solutions_pass():
     for row in rows:
         meta = {"code_prefix": row["prompt"], "tests": row["test"], "entry_point": row["entry_point"]}
         assert code(row["canonical_solution"], gold("", **meta)), row["task_id"]
+        assert code(row["prompt"] + row["canonical_solution"], gold("", **meta)), row["task_id"]
         assert not code("    return None", gold("", **meta)), row["task_id"]

@@ -1,5 +1,7 @@
 """One table: pooled, with costs, nothing cut off."""
 
+import re
+
 from quietreasoning.evaluate.statistics import wilson
 from quietreasoning.evaluate.table import text
 
@@ -29,18 +31,26 @@ def test_one_seed():
     assert "  + zero" in shown
     assert "  @ 2" in shown
     assert "31.2" in shown
-    assert "Wilson 95 %" in shown
-    assert "batched at 64" in shown
+    assert "n = 200 (valid). Interval: Wilson." in shown
+    assert re.search(r"ms at +ms at *\n.* 1 +64 *\n", shown)
     assert "…" not in shown
 
 
 def test_seeds_are_pooled_and_said_so():
     rows = [make_row("slots", "quiet", seed, 190 + seed, 4.0) for seed in range(3)]
-    shown = text(rows)
+    shown = text(rows, width=80)
     assert shown.count("slots") == 1
     assert "95.5 [" in shown
     assert "200 x 3" in shown
     assert "Student's t over seeds" in " ".join(shown.split())
+
+
+def test_sizes_that_differ_get_a_column():
+    rows = [make_row("slots", "quiet", seed, 190, 4.0) for seed in range(3)]
+    shown = text([*rows, make_row("shortcut: majority", "shortcut", 0, 200, None)], width=80)
+    assert "rule: majority" in shown
+    assert "200 x 3" in shown
+    assert "…" not in shown
 
 
 def test_empty():

@@ -47,7 +47,8 @@ def numeric(text: str, example: Example) -> bool:
 def code(text: str, example: Example, limits: Limits = LIMITS) -> bool:
     """Run the written code against the example's tests, in the sandbox. What `meta` may hold:
 
-    `code_prefix`: stands before the text, unless the text defines `entry_point` itself (HumanEval).
+    `code_prefix`: imports, signature and docstring before the text, which may be the function's body or
+    define `entry_point` again (HumanEval).
     `tests`: Python that raises where the candidate is wrong; `check(entry_point)` is called if defined.
     `cases`: pairs (stdin, stdout); the text is a whole program (APPS). Output counts up to spacing.
     """
@@ -58,12 +59,21 @@ def code(text: str, example: Example, limits: Limits = LIMITS) -> bool:
     if "tests" not in meta:
         raise ValueError(f"example {example.id} has neither meta['tests'] nor meta['cases']; nothing to run")
     entry = meta.get("entry_point")
-    if entry is None or not re.search(rf"^def {re.escape(entry)}\b", source, re.MULTILINE):
-        source = meta.get("code_prefix", "") + source
+    if "code_prefix" in meta:
+        source = _complete(meta["code_prefix"], source, entry)
     parts = [source, meta["tests"]]
     if entry is not None and re.search(r"^def check\(", meta["tests"], re.MULTILINE):
         parts.append(f"check({entry})")
     return run("\n\n".join(parts), limits).passed
+
+
+def _complete(prefix: str, source: str, entry: str | None) -> str:
+    """Prefix and text as one program. The prefix stays in any case: it holds the imports."""
+    if entry is not None and re.search(rf"^def {re.escape(entry)}\b", source, re.MULTILINE):
+        return f"{prefix.rstrip()}\n    pass\n\n{source}"
+    first = source.lstrip("\n")
+    # decoding strips a text, and with it the first indentation of a body
+    return prefix + (first if first[:1].isspace() else f"    {first}")
 
 
 def _prints(source: str, stdin: str, stdout: str, limits: Limits) -> bool:

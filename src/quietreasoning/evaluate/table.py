@@ -13,10 +13,11 @@ from quietreasoning.evaluate.rows import Row, arm_name, pool
 
 
 def table(rows: Iterable[Row], title: str | None = None) -> Table:
-    """Rows of one task, of any number of seeds; `@ 2` is effort 2, `+ zero` a control."""
+    """Rows of one task, of any number of seeds; `@ 2` is effort 2, `+ zero` a control.
+
+    Fits 80 columns; how many items and seeds stands below, or in a column where rows differ.
+    """
     pooled = pool(rows)
-    chain = chain_passes(pooled)
-    seeds = max((len(row["seeds"]) for row in pooled), default=0)
     made = Table(
         title=title,
         caption=caption(pooled),
@@ -27,14 +28,27 @@ def table(rows: Iterable[Row], title: str | None = None) -> Table:
         pad_edge=False,
     )
     made.add_column("arm", no_wrap=True, min_width=max((len(label(row)) for row in pooled), default=3))
-    made.add_column("accuracy %\n[95 %]", justify="right", no_wrap=True)
-    made.add_column(f"n x\n{seeds} seeds" if seeds > 1 else "n", justify="right", no_wrap=True)
-    for name in ("visible\ntokens", "passes", "vs.\nchain", "ms,\nbatch 1", "ms,\nbatched"):
+    differ = len({sample_size(row) for row in pooled}) > 1
+    batches = sorted({row["batch"] for row in pooled if row["batch"]})
+    batched = f"ms at\n{batches[0]}" if len(batches) == 1 else "ms in\nbatch"
+    names = ["accuracy %\n[95 %]", "visible\ntokens", "passes", "vs.\nchain", "ms at\n1", batched]
+    for name in [*names, *(["n"] if differ else [])]:
         made.add_column(name, justify="right", no_wrap=True)
+    chain = chain_passes(pooled)
     for row in pooled:
         if row["control"] is None and row["effort"] is None and made.row_count:
             made.add_section()
-        made.add_row(*cells(row, chain), style="dim" if row["kind"] in ("control", "shortcut") else None)
+        values = [
+            label(row),
+            accuracy(row),
+            figure(row["visible_tokens"]),
+            figure(row["passes"]),
+            saving(row, chain),
+            figure(row["ms"]),
+            figure(row["ms_batched"]),
+        ]
+        faint = row["kind"] in ("control", "shortcut")
+        made.add_row(*values, *([sample_size(row)] if differ else []), style="dim" if faint else None)
     return made
 
 
@@ -45,24 +59,15 @@ def text(rows: Iterable[Row], title: str | None = None, width: int = 110) -> str
     return out.getvalue()
 
 
-def cells(row: Row, chain: float | None) -> list[str]:
-    """A pooled row as strings."""
-    return [
-        label(row),
-        accuracy(row),
-        str(row["n"]) if len(row["seeds"]) == 1 else f"{row['n']} x {len(row['seeds'])}",
-        figure(row["visible_tokens"]),
-        figure(row["passes"]),
-        saving(row, chain),
-        figure(row["ms"]),
-        figure(row["ms_batched"]),
-    ]
+def sample_size(row: Row) -> str:
+    """`500`, or `500 x 3` over three seeds."""
+    return str(row["n"]) if len(row["seeds"]) == 1 else f"{row['n']} x {len(row['seeds'])}"
 
 
 def label(row: Row) -> str:
     """Controls and efforts are indented under their method: `  + zero`, `  @ 2`."""
     if row["control"] is None and row["effort"] is None:
-        return row["method"]
+        return row["method"].replace("shortcut", "rule")
     return "  " + arm_name("", row["control"], row["effort"]).strip()
 
 
@@ -87,19 +92,16 @@ def chain_passes(pooled: Sequence[Row]) -> float | None:
 
 
 def caption(pooled: Sequence[Row]) -> str:
-    """What the intervals and the batched time mean."""
-    parts = []
+    """What was counted, and what the intervals and the batched time mean."""
+    if not pooled:
+        return "No rows."
+    splits = ", ".join(sorted({row["split"] for row in pooled}))
+    sizes = {sample_size(row) for row in pooled}
+    parts = [f"n = {sizes.pop()} ({splits})." if len(sizes) == 1 else f"Split: {splits}."]
     if any(len(row["seeds"]) > 1 for row in pooled):
-        parts.append(
-            "Mean over seeds; interval: the wider of Student's t over seeds and Wilson over one seed's items."
-        )
+        parts.append("Mean over seeds; interval: the wider of Student's t over seeds, Wilson over items.")
     else:
-        parts.append("Interval: Wilson 95 %.")
-    batches = sorted({row["batch"] for row in pooled if row["batch"]})
-    if batches:
-        parts.append(
-            f"vs. chain: its passes over the arm's. ms per example, batched at {', '.join(map(str, batches))}."
-        )
-    splits = sorted({row["split"] for row in pooled})
-    parts.append(f"Split: {', '.join(splits)}." if splits else "No rows.")
+        parts.append("Interval: Wilson.")
+    parts.append("vs. chain: the chain's passes over the arm's.")
+    parts.append("ms: per example, alone and in batches.")
     return " ".join(parts)

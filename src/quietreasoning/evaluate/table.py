@@ -24,7 +24,9 @@ def table(rows: Iterable[Row], title: str | None = None) -> Table:
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=(0, 0, 0, 0),
+        collapse_padding=True,
+        show_edge=False,
         pad_edge=False,
     )
     made.add_column("arm", no_wrap=True, min_width=max((len(label(row)) for row in pooled), default=3))

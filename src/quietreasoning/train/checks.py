@@ -50,10 +50,6 @@ class Gradient:
     connected: bool
     touched: list[tuple[Tensor, Pass]]  # bool [B, T] beside each pass
 
-    @property
-    def num_touched(self) -> int:
-        return sum(int(touched_BT.sum()) for touched_BT, _ in self.touched)
-
 
 def trainable(method: Method) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in method.named_parameters() if p.requires_grad and p.numel()}
@@ -134,28 +130,28 @@ def counts(exam: Exam, reading: Reading) -> None:
 
 def gradient(exam: Exam, reading: Reading, name: str) -> Gradient:
     """Differentiate one term's sum by the trainable parameters and by every final state."""
-    total = reading.output.terms[name].total.sum()
-    if not total.requires_grad:
+    total, params = reading.output.terms[name].total, list(trainable(exam.method).values())
+    if not (total.requires_grad and params):
         return Gradient(0.0, False, [])
-    passes = [p for p in reading.passes if p.hidden_BTD.requires_grad]
-    params = list(trainable(exam.method).values())
-    wanted = [*params, *(p.hidden_BTD for p in passes)]
-    grads = torch.autograd.grad(total, wanted, retain_graph=True, allow_unused=True) if wanted else ()
-    of_params = [grad for grad in grads[: len(params)] if grad is not None]
-    norm = math.sqrt(sum(float(grad.float().pow(2).sum()) for grad in of_params))
-    touched = [
-        ((grad != 0).any(-1), call)
-        for grad, call in zip(grads[len(params) :], passes, strict=True)
-        if grad is not None
-    ]
+    grads = torch.autograd.grad(total, params, retain_graph=True, allow_unused=True)
+    reached = [grad for grad in grads if grad is not None]
+    norm = math.sqrt(sum(float(grad.float().pow(2).sum()) for grad in reached))
     if not math.isfinite(norm):
-        exam.find(
-            "not-finite",
-            f"term {name}",
-            f"its gradient norm is {norm:g}",
-            "Look for a root or a log at zero.",
-        )
-    return Gradient(norm, bool(of_params), touched)
+        problem = f"its gradient norm is {norm:g}"
+        exam.find("not-finite", f"term {name}", problem, "Look for a root or a log at zero.")
+    return Gradient(norm, bool(reached), touched(reading, name))
+
+
+def touched(reading: Reading, name: str) -> list[tuple[Tensor, Pass]]:
+    """For each pass that the term depends on: which final states [B, T] its gradient reaches."""
+    total = reading.output.terms[name].total
+    passes = [p for p in reading.passes if p.hidden_BTD.requires_grad]
+    if not (total.requires_grad and passes):
+        return []
+    hidden = [p.hidden_BTD for p in passes]
+    grads = torch.autograd.grad(total, hidden, retain_graph=True, allow_unused=True)
+    pairs = zip(grads, passes, strict=True)
+    return [((grad != 0).any(-1), call) for grad, call in pairs if grad is not None]
 
 
 def positions(exam: Exam, reading: Reading, name: str, grad: Gradient) -> None:

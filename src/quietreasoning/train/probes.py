@@ -148,12 +148,25 @@ def tolerance(method: Method) -> float:
     return max(1e3 * coarsest, 1e-8) if coarsest < 1e-4 else 8 * coarsest
 
 
-def head(batch: Batch, rows: int) -> Batch:
-    return rows_of(batch, slice(0, rows))
-
-
-def rows_of(batch: Batch, rows: slice) -> Batch:
+def rows_of(batch: Batch, rows: slice | Tensor) -> Batch:
     return replace(batch, **{f.name: getattr(batch, f.name)[rows] for f in fields(batch)})
+
+
+def shortest(batch: Batch, rows: int) -> Batch:
+    """The rows with the fewest tokens, in their order, less the columns and steps that are all padding."""
+    size_B = sum((getattr(batch, name) != IGNORE).flatten(1).sum(1) for name in READ_AS)
+    kept = rows_of(batch, size_B.argsort(stable=True)[:rows].sort().values)
+    steps_K = ((kept.steps_BKS != IGNORE) | _any_result(kept)).any(-1).any(0)
+    kept = replace(kept, steps_BKS=kept.steps_BKS[:, steps_K], results_BKR=kept.results_BKR[:, steps_K])
+    trimmed = {}
+    for name in READ_AS:
+        ids = getattr(kept, name)
+        trimmed[name] = ids[..., (ids != IGNORE).flatten(0, -2).any(0)]
+    return replace(kept, **trimmed)
+
+
+def _any_result(batch: Batch) -> Tensor:
+    return (batch.results_BKR != IGNORE).any(-1, keepdim=True)
 
 
 def doubled(batch: Batch) -> Batch:

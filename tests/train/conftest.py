@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 SLOW_IMPORTS = [
     "quietreasoning.train.stages",
+    "torch._dynamo",  # building an optimizer imports it
     "accelerate",
     "torch.distributed.fsdp",
     "torch.distributed.device_mesh",

@@ -82,11 +82,9 @@ class FileTask(Task):
         return files
 
     def fingerprint(self) -> dict[str, str]:
-        """File name -> SHA-256; a run refuses to resume on other data."""
-        return {
-            file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in sorted({*self.files().values()})
-        }
+        """As above, with the SHA-256 of each file."""
+        files = sorted(set(self.files().values()))
+        return super().fingerprint() | {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
     def _source(self, files: Mapping[str, Path], name: str) -> Path:
         if "train" not in files or not self.carves:

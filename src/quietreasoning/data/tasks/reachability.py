@@ -1,7 +1,7 @@
 """Graph reachability after ProsQA: which of two candidates follows from what is said of a person?
 
 `variant=original` grows graphs with the statistics of the public files and their shortcuts;
-`variant=debiased` (the default) asks questions whose mirror image is as good, see `graphs.debiased`.
+`variant=debiased` (the default) asks questions whose mirror image is as good, see `graph_makers.debiased`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any, Literal
 from quietreasoning.config import Settings
 from quietreasoning.data.example import Example
 from quietreasoning.data.tasks.base import GeneratedTask, digest
-from quietreasoning.data.tasks.graphs import Graph, Question, debiased, original, rules
+from quietreasoning.data.tasks.graph_makers import debiased, original
+from quietreasoning.data.tasks.graphs import Graph, Question, rules
 
 PERSONS = tuple("Ada Ben Cleo Dora Emil Finn Gwen Hugo Iris Jon Kira Liam Mona Nils Olga Paul".split())
 NODES = (*ascii_lowercase, "aa", "bb", "cc", "dd")

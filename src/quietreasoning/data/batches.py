@@ -57,7 +57,7 @@ class Batches:
     def rows_at(self, step: int) -> list[int]:
         """Indices of the examples that the whole global batch of a step holds."""
         first = step * self.batch_size
-        return [self._row(position)[0] for position in range(first, first + self.batch_size)]
+        return [row for row, _ in self._place(range(first, first + self.batch_size))]
 
     def prepare(self, chunk: int = 1024) -> None:
         """Encode every example now, so that no training step waits for it."""
@@ -76,15 +76,23 @@ class Batches:
                 sha.update(part.tobytes())
         return sha.hexdigest()
 
-    def _row(self, position: int) -> tuple[int, int]:
-        epoch, offset = divmod(position, len(self))
+    def _place(self, positions: range) -> list[tuple[int, int]]:
+        """(row, epoch) at each position of the endless sequence of epochs."""
+        placed: list[tuple[int, int]] = []
+        while len(placed) < len(positions):
+            epoch, offset = divmod(positions[len(placed)], len(self))
+            rest = len(positions) - len(placed)
+            placed += [(row, epoch) for row in self._order(epoch)[offset : offset + rest].tolist()]
+        return placed
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
         if epoch not in self._orders:
             self._orders = {e: order for e, order in self._orders.items() if abs(e - epoch) == 1}
             self._orders[epoch] = permutation(len(self), self.seed, epoch)
-        return int(self._orders[epoch][offset]), epoch
+        return self._orders[epoch]
 
     def _collate(self, positions: range) -> Batch:
-        placed = [self._row(position) for position in positions]
+        placed = self._place(positions)
         self._encode([row for row, _ in placed])
         kept = [self._rows[row] for row, _ in placed]
         # the epoch enters the key: what a method samples for a row is fresh each time it returns

@@ -59,17 +59,18 @@ class Encoder:
         self._parts: dict[tuple[str, str], tuple[Ids, Ids]] = {}
         start = tokenizer("", add_special_tokens=True).input_ids[:1]
         self._start = start if start == [tokenizer.bos_token_id] else []
+        self._eos, self._unknown = tokenizer.eos_token_id, tokenizer.unk_token_id
         self._prefix = tuple(self._ids([self.format.answer_prefix])[0])
         self._check_format()
 
     def _check_format(self) -> None:
-        if self.tokenizer.eos_token_id is None:
+        if self._eos is None:
             raise UserError("the tokenizer has no end-of-sequence token; set eos_token in its settings")
         if self.format.chat and not self.tokenizer.chat_template:
             raise UserError("format.chat=true, but the tokenizer has no chat template; set format.chat=false")
         if not self._prefix:
             raise UserError(f"format.answer_prefix={self.format.answer_prefix!r} is no token; use a word")
-        if self.tokenizer.unk_token_id in self._prefix:
+        if self._unknown in self._prefix:
             raise UserError(
                 f"format.answer_prefix={self.format.answer_prefix!r} is unknown to this tokenizer; "
                 "use a word that it knows"
@@ -82,7 +83,7 @@ class Encoder:
             )
 
     def markers(self) -> Markers:
-        return Markers(answer_prefix=self._prefix, eos=self.tokenizer.eos_token_id)
+        return Markers(answer_prefix=self._prefix, eos=self._eos)
 
     def encode(self, example: Example) -> Encoded:
         return self.encode_many([example])[0]
@@ -194,7 +195,7 @@ class Encoder:
             step_lengths=np.array([len(ids) for ids, _ in parts], dtype=np.int32),
             results=np.concatenate([ids for _, ids in parts]) if parts else empty,
             result_lengths=np.array([len(ids) for _, ids in parts], dtype=np.int32),
-            answer=np.append(answer, np.int32(self.tokenizer.eos_token_id)),
+            answer=np.append(answer, np.int32(self._eos)),
         )
         length = self._length(example, prompt)
         if not self._fits(len(prompt), length):
@@ -209,8 +210,7 @@ class Encoder:
     def _check_answer(self, example: Example, answer: Ids) -> None:
         if len(answer) == 0:
             raise UserError(f"example {example.id} has an empty answer; check the fields of its file")
-        unknown = self.tokenizer.unk_token_id
-        if unknown is not None and unknown in answer:
+        if self._unknown is not None and self._unknown in answer:
             raise UserError(
                 f"example {example.id}: its answer '{example.answer}' holds words that the tokenizer does "
                 "not know; train it on this task, or use tokenizer.train=bpe"
@@ -255,8 +255,9 @@ def _pad_right(rows: Sequence[Ids]) -> Tensor:
 
 def _pad_steps(rows: Sequence[Ids], lengths: Sequence[Ids], num_steps: int) -> Tensor:
     lengths_BK = np.zeros((len(rows), num_steps), dtype=np.int64)
-    for row, steps in zip(lengths_BK, lengths, strict=True):
-        row[: len(steps)] = steps
+    counts = np.array([len(steps) for steps in lengths])
+    if num_steps:
+        lengths_BK[np.arange(num_steps) < counts[:, None]] = np.concatenate(lengths)
     return _fill(rows, np.arange(lengths_BK.max(initial=0)) < lengths_BK[:, :, None])
 
 

@@ -20,6 +20,8 @@ from quietreasoning.config import Settings
 from quietreasoning.data.example import Example
 from quietreasoning.data.tasks.base import GeneratedTask
 
+WORDS = (*ascii_lowercase, *(a + b for a in ascii_lowercase for b in ascii_lowercase))
+
 
 class PointerConfig(Settings):
     nodes: int = Field(8, ge=3)
@@ -59,13 +61,12 @@ class Pointer(GeneratedTask):
 
     def vocabulary(self) -> list[str]:
         """The entities, most common spelling first: a..z, then aa, ab, ..."""
-        pairs = (a + b for a in ascii_lowercase for b in ascii_lowercase)
-        return [*ascii_lowercase, *pairs][: self.config.symbols]
+        return list(WORDS[: self.config.symbols])
 
     def draw(self, rng: random.Random) -> Problem:
         c = self.config
         hops = rng.choice(c.hop_counts)
-        nodes = rng.sample(self.vocabulary(), c.nodes)
+        nodes = rng.sample(WORDS[: c.symbols], c.nodes)
         cut = permutation if c.map == "permutation" else function
         return Problem(cut(nodes, hops, rng), nodes[0], hops)
 

@@ -128,6 +128,7 @@ def test_comparisons_are_paired():
     report = ask(arms)
     pairs = {(c["a"], c["b"]): c for c in report.comparisons}
     assert set(pairs) == {("direct", "adder"), ("adder", "adder + zero"), ("adder + zero", "direct")}
+    assert [c["about"] for c in report.comparisons] == ["methods", "control", "control"]
     zeroed = pairs["adder", "adder + zero"]
     wrong = report.outcomes["adder + zero"].count("0")
     assert (zeroed["only_a"], zeroed["only_b"], zeroed["difference"]) == (wrong, 0, wrong / 37)

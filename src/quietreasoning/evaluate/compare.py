@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from quietreasoning.evaluate.controls import DECIDING
 from quietreasoning.evaluate.rows import LABELS, Row, arm_name
 from quietreasoning.evaluate.statistics import mcnemar, paired_bootstrap, paired_counts
 
+DECIDING = ("zero", "shuffle")  # where one of these costs nothing, the thought is inert
 LEVEL = 0.05
 
 
@@ -37,13 +37,17 @@ def compare_all(rows: Sequence[Row], outcomes: dict[str, str], seed: int = 0) ->
     trained = [row for row in rows if row["control"] is None and row["effort"] is None]
     mains = [row["method"] for row in trained if row["kind"] != "shortcut"]
     direct = [row["method"] for row in trained if row["kind"] == "direct"]
-    pairs = [(a, b) for i, a in enumerate(mains) for b in mains[i + 1 :]]
+    pairs = [("methods", a, b) for i, a in enumerate(mains) for b in mains[i + 1 :]]
     for row in rows:
         if row["control"] is not None:
             name = arm_name(row["method"], row["control"], row["effort"])
-            pairs.append((arm_name(row["method"], None, row["effort"]), name))
-            pairs.extend((name, answer) for answer in direct)
-    return [compare(a, b, outcomes, seed) for a, b in pairs if a in outcomes and b in outcomes]
+            pairs.append(("control", arm_name(row["method"], None, row["effort"]), name))
+            pairs.extend(("control", name, answer) for answer in direct)
+    return [
+        {"about": about, **compare(a, b, outcomes, seed)}
+        for about, a, b in pairs
+        if a in outcomes and b in outcomes
+    ]
 
 
 def verdicts(rows: Sequence[Row], outcomes: dict[str, str], seed: int = 0) -> list[dict[str, Any]]:
@@ -65,7 +69,8 @@ def verdicts(rows: Sequence[Row], outcomes: dict[str, str], seed: int = 0) -> li
         if tests:
             free = {k: t for k, t in tests.items() if t["p"] >= LEVEL or t["difference"] <= 0}
             text = _inert(method, free) if free else _carries(method, tests)
-            found.append({"method": method, "effort": effort, "inert": bool(free), "text": text})
+            verdict = {"method": method, "effort": effort, "controls": list(tests)}
+            found.append({**verdict, "inert": bool(free), "text": text})
     return found
 
 

@@ -9,7 +9,6 @@ from quietreasoning.contract import Method
 from quietreasoning.evaluate.rows import arm_name
 
 FROM_OTHER_ROWS = ("shuffle", "mean")  # these need company, and depend on it by definition
-DECIDING = ("zero", "shuffle")  # where one of these costs nothing, the thought is inert
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,299 @@
+"""`report(run_dirs, out)` -> one HTML file that needs nothing else; what is missing is named."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from quietreasoning.config import UserError
+from quietreasoning.evaluate.rows import Report, Row, pool
+from quietreasoning.evaluate.table import accuracy, caption, chain_passes, figure, label, sample_size, saving
+from quietreasoning.report import charts, findings
+from quietreasoning.report import html as h
+from quietreasoning.report.runs import Run, merge, read_run
+from quietreasoning.report.style import CSS
+
+MAX_SAMPLES = 4
+
+
+def report(run_dirs: Sequence[Path | str], out: Path | str) -> Path:
+    """Write the page for one run or several and return its path; runs of one name are seeds of one recipe.
+
+    Raises UserError where a folder holds no run.
+    """
+    if not run_dirs:
+        raise UserError("quiet report needs at least one run folder")
+    runs = [read_run(Path(path)) for path in run_dirs]
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f".tmp-{out.name}")
+    draft.write_text(page(runs), encoding="utf-8")
+    os.replace(draft, out)
+    return out
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The whole page."""
+    reports = merge(runs)
+    by_task: dict[tuple[str, str], list[Report]] = defaultdict(list)
+    for found in reports:
+        by_task[found.task, found.split].append(found)
+    sections = [
+        task_section(f"task-{i}", task, split, found, runs)
+        for i, ((task, split), found) in enumerate(by_task.items())
+    ]
+    links = [
+        *((f"task-{i}", f"{task} ({split})") for i, (task, split) in enumerate(by_task)),
+        ("training", "Training"),
+        ("runs", "Runs"),
+    ]
+    if not reports:
+        command = f"quiet eval {runs[0].path}"
+        sections.append(h.section("results", "Results", h.absent("No evaluation yet.", command)))
+    title = "Quiet Reasoning: " + ", ".join(dict.fromkeys(run.group for run in runs))
+    nav = " ".join(f'<a href="#{anchor}">{h.esc(name)}</a>' for anchor, name in links)
+    parts = [
+        f"<h1>{h.esc(title)}</h1>",
+        f'<p class="soft">{len(runs)} run{"s" if len(runs) > 1 else ""}; greedy decoding, one scorer.</p>',
+        f"<nav>{nav}</nav>",
+        *sections,
+        training_section(runs),
+        runs_section(runs),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{h.esc(title)}</title><style>{CSS}</style></head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+
+
+def task_section(anchor: str, task: str, split: str, reports: Sequence[Report], runs: Sequence[Run]) -> str:
+    pooled = pool(row for found in reports for row in found.rows)
+    command = f"quiet eval {runs[0].path}"
+    return h.section(
+        anchor,
+        f"{task} ({split} split)",
+        box(reports, pooled),
+        "<h3>Results</h3>",
+        results_table(pooled),
+        "<h3>Accuracy against cost</h3>",
+        h.figure(charts.accuracy_against_cost(pooled), COST) or h.absent("No costs were measured.", command),
+        "<h3>Accuracy by number of steps</h3>",
+        h.figure(charts.accuracy_by_steps(pooled), STEPS)
+        or h.absent("All problems need the same number of steps.", f"{command} data.hops=[1,2,3,4]"),
+        "<h3>Depth turning into reasoning steps</h3>",
+        h.figure(charts.depth_into_steps(pooled), DEPTH)
+        or h.absent("No method was tried at several efforts.", f"{command} 'eval.efforts=[1,2,3,4]'"),
+        "<h3>Controls</h3>",
+        h.figure(charts.controls(pooled), CONTROLS)
+        or h.absent("No controls were evaluated.", f"{command} --controls zero,shuffle,filler"),
+        "<h3>Paired comparisons</h3>",
+        comparisons_table(reports) or h.absent("Fewer than two arms were evaluated.", command),
+        "<h3>Samples</h3>",
+        samples(reports) or h.absent("No samples were kept.", f"{command} eval.samples=3"),
+    )
+
+
+COST = (
+    "Up and to the left is better. Bars: the interval of the table. Thin lines: the same method at other "
+    "efforts. A pass is one step of the model that cannot start before the last one ended."
+)
+STEPS = "Bars: Wilson 95 % over the items of all seeds; points are set apart sideways where arms meet."
+DEPTH = (
+    "One line for each number of steps that a problem needs. Where a line rises at as many loops as the "
+    "problem has steps, depth is what turns into reasoning."
+)
+CONTROLS = (
+    "Full colour: the method as trained. Pale: its thoughts corrupted at test time. A control that stays as "
+    "high as the method says that the thought is not used."
+)
+
+
+def box(reports: Sequence[Report], pooled: Sequence[Row]) -> str:
+    shown = findings.shown(reports, pooled)
+    parts = ["<h3>What is shown</h3>", h.bullets(shown)] if shown else []
+    parts += ["<h3>What is not</h3>", h.bullets(findings.not_shown(reports, pooled))]
+    return f'<div class="box">{"".join(parts)}</div>'
+
+
+def results_table(pooled: Sequence[Row]) -> str:
+    chain = chain_passes(pooled)
+    direct = next((row for row in charts.as_trained(pooled) if row["kind"] == "direct"), None)
+    inner = {True: "faint", False: "own"}
+    rows = []
+    for row in pooled:
+        nested = row["control"] is not None or row["effort"] is not None
+        cells = [
+            h.esc(label(row).strip()),
+            h.interval_bar(row, direct),
+            h.esc(accuracy(row)),
+            h.esc(sample_size(row)),
+            *map(h.esc, (figure(row["visible_tokens"]), figure(row["passes"]), saving(row, chain))),
+            *map(h.esc, (figure(row["ms"]), figure(row["ms_batched"]), row["batch"] or "-")),
+        ]
+        rows.append((inner[nested], cells))
+    headings = [
+        "arm",
+        "0 to 100 %",
+        "accuracy % [95 %]",
+        "n x seeds",
+        "visible tokens",
+        "passes",
+        "vs. chain",
+    ]
+    headings += ["ms, batch 1", "ms, batched", "batch"]
+    note = f"{caption(pooled)} @: effort (loops or latents); +: control; dashed: the direct answer."
+    return h.table(headings, rows, figures=range(2, 10), bars=(1,), caption=note)
+
+
+def comparisons_table(reports: Sequence[Report]) -> str:
+    """Methods against each other in the open, tests of the controls folded away."""
+    found = findings.comparisons(reports)
+    if not found:
+        return ""
+    mains = [test for test in found if test["about"] == "methods"]
+    controls = [test for test in found if test["about"] == "control"]
+    title = f"<summary>Tests of the controls ({len(controls)})</summary>"
+    folded = f"<details>{title}{tests_table(controls)}</details>"
+    return (tests_table(mains) if mains else "") + (folded if controls else "")
+
+
+def tests_table(tests: Sequence[dict[str, Any]]) -> str:
+    several = any(test["seeds"] > 1 for test in tests)
+    rows = [
+        (
+            "",
+            [
+                h.esc(test["a"]),
+                h.esc(test["b"]),
+                f"{100 * test['difference']:+.1f} [{100 * test['low']:+.1f}, {100 * test['high']:+.1f}]",
+                f"{test['only_a']} / {test['only_b']}",
+                h.esc(p_value(max(test["p"]))),
+                h.esc(test["reading"]),
+            ],
+        )
+        for test in tests
+    ]
+    headings = ["a", "b", f"a - b, points [{'range over seeds' if several else '95 %'}]"]
+    headings += ["right: only a / only b", "largest p" if several else "p", "reading"]
+    how = "mean over seeds" if several else "paired bootstrap"
+    note = f"The same items for both arms. Difference: {how}; p: McNemar, mid-p, in each seed."
+    return h.table(headings, rows, figures=(2, 3, 4), caption=note, name="tests")
+
+
+def p_value(p: float) -> str:
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
+
+
+def samples(reports: Sequence[Report]) -> str:
+    """The first prompts of the first seed that kept any, with what every arm wrote."""
+    kept = next((report.samples for report in reports if report.samples), ())
+    by_prompt: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for sample in kept:
+        by_prompt[sample["id"]].append(sample)
+    blocks = []
+    for written in list(by_prompt.values())[:MAX_SAMPLES]:
+        rows = [
+            (
+                "",
+                [
+                    h.esc(sample["arm"]),
+                    f"<pre>{h.esc(h.short(sample['written']))}</pre>",
+                    '<span class="right">right</span>'
+                    if sample["correct"]
+                    else '<span class="wrong">wrong</span>',
+                ],
+            )
+            for sample in written
+        ]
+        first = written[0]
+        blocks.append(
+            f"<p class='soft'>{h.esc(first['id'])}</p><pre>{h.esc(h.short(first['prompt']))}</pre>"
+            f"<p>Gold: <code>{h.esc(h.short(first['gold'], 300))}</code></p>"
+            + h.table(["arm", "what it wrote", ""], rows, name="samples")
+        )
+    return "\n".join(blocks)
+
+
+def training_section(runs: Sequence[Run]) -> str:
+    parts = []
+    for name, group in groupby(sorted(runs, key=lambda run: run.group), key=lambda run: run.group):
+        own = list(group)
+        parts.append(f"<h3>{h.esc(name)}</h3>")
+        picture = charts.training_curves(own)
+        note = "Means of neighbouring steps. Dotted: a new stage begins."
+        parts.append(
+            h.figure(picture, note) or h.absent("No training log.", f"quiet train RECIPE out={own[0].path}")
+        )
+    return h.section("training", "Training", *parts)
+
+
+def runs_section(runs: Sequence[Run]) -> str:
+    rows, parts = [], []
+    for run in runs:
+        facts = identity(run)
+        rows.append(("own", [h.esc(run.name), *(h.esc(facts[key]) for key in FACTS)]))
+        for fault in run.faults:
+            parts.append(f'<p class="absent">{h.esc(run.name)}: {h.esc(fault)}</p>')
+        for piece, command in run.absent.items():
+            parts.append(h.absent(f"{run.name}: {piece} is absent.", command))
+    table = h.table(["run", *FACTS], rows)
+    details = [
+        f"<details><summary>{h.esc(run.name)}: all settings and versions</summary>"
+        f"<pre>{h.esc(lines(run.settings) or '(no config.yaml)')}</pre>"
+        f"<pre>{h.esc(lines(run.identity) or '(no run.json)')}</pre></details>"
+        for run in runs
+    ]
+    return h.section("runs", "Runs", table, *parts, *details)
+
+
+FACTS = ("recipe", "method", "seed", "backbone", "task", "steps", "device", "commit", "command")
+
+
+def identity(run: Run) -> dict[str, str]:
+    """The figures of `FACTS`, "-" where a run does not say."""
+    settings, said = run.settings, run.identity
+
+    def inside(*keys: str) -> Any:
+        value: Any = settings
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    backbone = inside("backbone", "path") or ("from scratch" if inside("backbone", "scratch") else None)
+    device = said.get("device") or next((report.device for report in run.reports if report.device), None)
+    found = {
+        "recipe": said.get("recipe") or settings.get("name"),
+        "method": inside("method", "name"),
+        "seed": settings.get("seed"),
+        "backbone": backbone,
+        "task": inside("data", "task"),
+        "steps": run.log[-1]["step"] if run.log else None,
+        "device": device,
+        "commit": said.get("commit") or said.get("git_commit"),
+        "command": said.get("command"),
+    }
+    return {key: "-" if value in (None, "") else words(value) for key, value in found.items()}
+
+
+def words(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {inner}" for key, inner in value.items())
+    return str(value)
+
+
+def lines(content: Any, path: str = "") -> str:
+    """Nested settings as `a.b = c` lines."""
+    if isinstance(content, dict):
+        return "\n".join(
+            filter(None, (lines(v, f"{path}.{k}" if path else str(k)) for k, v in content.items()))
+        )
+    return f"{path} = {content}"

@@ -41,8 +41,9 @@ def evaluate(
     from quietreasoning.cli.output import write_json
     from quietreasoning.run import evaluate_run
 
-    rows = evaluate_run(run, list(settings or ()), task=task, n=n, controls=_names(controls))
-    write_json(json, rows)
+    shortcuts = {"data.task": task, "eval.n": n, "eval.controls": _controls(controls)}
+    named = [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
+    write_json(json, evaluate_run(run, [*named, *(settings or ())]))
 
 
 @guarded
@@ -62,19 +63,11 @@ def _seeds(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
-    """`zero,shuffle` -> names; `all` -> every control; `none` -> none; None -> the run's own setting."""
+def _controls(text: str | None) -> str | None:
+    """`zero,shuffle`, `all` or `none` as the list that a setting takes."""
     if text is None:
         return None
-    from quietreasoning.config import UserError, suggest
     from quietreasoning.contract import CONTROLS
 
-    names = {"all": CONTROLS, "none": ()}.get(text) or tuple(filter(None, map(str.strip, text.split(","))))
-    if text == "none":
-        return ()
-    for name in names:
-        if name not in CONTROLS:
-            raise UserError(
-                f"--controls {text}: no control {name!r}. {suggest(name, (*CONTROLS, 'all', 'none'))}"
-            )
-    return names
+    names = {"all": ", ".join(CONTROLS), "none": ""}.get(text, text)
+    return f"[{names}]"

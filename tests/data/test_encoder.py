@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tokenizers import processors
 
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE
@@ -172,6 +173,18 @@ def test_chat_template(bpe):
     assert bpe.decode(ids) == "<system>Be brief.<user>Hi<assistant>"
     with pytest.raises(ValueError, match=r"format.system has no effect without format.chat"):
         Format(system="x")
+
+
+def test_a_start_token_stands_before_prompts_alone():
+    tokenizer = train_words(["a b > ? 2 ####"])
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    plain = Encoder(tokenizer).encode(example(prompt="a > b ? a 2"))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    started = Encoder(tokenizer).encode(example(prompt="a > b ? a 2"))
+    assert started.prompt.tolist() == [tokenizer.bos_token_id, *plain.prompt.tolist()]
+    assert started.steps.tolist() == plain.steps.tolist() and started.answer.tolist() == plain.answer.tolist()
 
 
 def test_results_must_match_steps():

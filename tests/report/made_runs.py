@@ -45,7 +45,9 @@ def arm(method, kind, items, seed, control=None, effort=None):
     return row, {name: "".join("01"[hit] for hit in right)}
 
 
-def make_report(seed=0, items=400, methods=("plain", "pause", "cot", "continuous", "slots"), efforts=(1, 2, 3, 4, 5)):
+def make_report(
+    seed=0, items=400, methods=("plain", "pause", "cot", "continuous", "slots"), efforts=(1, 2, 3, 4, 5)
+):
     kinds = {"plain": "direct", "pause": "filler", "cot": "chain"}
     rows, outcomes = [], {}
     for method in methods:
@@ -61,7 +63,9 @@ def make_report(seed=0, items=400, methods=("plain", "pause", "cot", "continuous
             outcomes |= bits
     hits = [i % 9 == 0 for i in range(items)]
     low, high = wilson(sum(hits), items)
-    nothing = dict.fromkeys(("control", "effort", "visible_tokens", "passes", "latent_steps", "ms", "ms_batched", "batch"))
+    nothing = dict.fromkeys(
+        ("control", "effort", "visible_tokens", "passes", "latent_steps", "ms", "ms_batched", "batch")
+    )
     rows.append({
         **rows[0], **nothing, "method": "shortcut: 2-hop", "kind": "shortcut", "correct": sum(hits),
         "accuracy": sum(hits) / items, "low": low, "high": high,
@@ -105,7 +109,11 @@ def make_run(folder, seed=0, name="slots/pointer", report=None, steps=600):
             stage = "chain" if step <= steps // 2 else "quiet"
             loss = 2.5 * math.exp(-step / 90) * noise + 0.01
             row = {"step": step, "stage": stage, "train/loss": loss, "train/lr": 1e-3}
-            row |= {"loss/next_token": loss} if stage == "chain" else {"loss/step": 30 * loss, "loss/answer": loss}
+            row |= (
+                {"loss/next_token": loss}
+                if stage == "chain"
+                else {"loss/step": 30 * loss, "loss/answer": loss}
+            )
             if step % 100 == 0:
                 row["eval/pointer/accuracy"] = 1 - math.exp(-step / 200)
             file.write(json.dumps(row) + "\n")

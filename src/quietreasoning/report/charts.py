@@ -29,7 +29,7 @@ STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "axes.edgecolor": "#888888", "axes.axisbelow": True,
     "legend.frameon": False, "svg.fonttype": "path", "svg.hashsalt": "quiet",
-    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.use": True, "text.parse_math": False,
 }  # fmt: skip
 MAX_POINTS = 300
 

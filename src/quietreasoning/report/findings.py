@@ -20,18 +20,22 @@ def reached(pooled: Sequence[Row]) -> list[str]:
     """One sentence a quiet method, beside the chain and the direct answer."""
     trained = [row for row in pooled if row["control"] is None and row["effort"] is None]
     beside = [
-        f"{row['method']} {accuracy(row)} with {figure(row['visible_tokens'])} and {figure(row['passes'])}"
+        f"{row['method']}: {100 * row['accuracy']:.1f} %, {spent(row)}"
         for kind in ("chain", "direct")
         for row in trained
         if row["kind"] == kind
     ]
     return [
-        f"{row['method']}: {accuracy(row)} % with {figure(row['visible_tokens'])} visible tokens and "
-        f"{figure(row['passes'])} sequential passes"
-        + (f"; beside it {', '.join(beside)}." if beside else ".")
+        f"{row['method']} reaches {accuracy(row)} % with {spent(row)}"
+        + (f" ({'; '.join(beside)})." if beside else ".")
         for row in trained
         if row["kind"] == "quiet"
     ]
+
+
+def spent(row: Row) -> str:
+    tokens = figure(row["visible_tokens"]) if row["visible_tokens"] else "no"
+    return f"{tokens} visible tokens and {figure(row['passes'])} sequential passes"
 
 
 def tested(reports: Sequence[Report]) -> list[str]:

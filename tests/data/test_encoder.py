@@ -176,7 +176,7 @@ def test_chat_template(bpe):
 
 
 def test_a_start_token_stands_before_prompts_alone():
-    tokenizer = train_words(["a b > ? 2 ####"])
+    tokenizer = train_words(["a b c , > ? 2 ####"])
     tokenizer.add_special_tokens({"bos_token": "<s>"})
     plain = Encoder(tokenizer).encode(example(prompt="a > b ? a 2"))
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(

@@ -98,7 +98,9 @@ def wrap(step_module: nn.Module, machine: Machine, sharding: str) -> nn.Module:
         return step_module
     if sharding == "ddp":
         ids = None if machine.device.type == "cpu" else [machine.device]
-        # conditional computation leaves parameters unused in some steps and on some ranks
+        # conditional computation leaves parameters unused in some steps and on some ranks; this one always
+        # is, or every rank of every other run would warn that none was
+        step_module.register_parameter("never_used", nn.Parameter(torch.zeros((), device=machine.device)))
         return DistributedDataParallel(step_module, device_ids=ids, find_unused_parameters=True)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard  # slow to import

@@ -31,19 +31,21 @@ Sums = dict[str, Tensor]
 class LaneStep(nn.Module):
     """The method's forward and the one division, as one forward: DDP and FSDP2 see plain tensors come out."""
 
-    def __init__(self, method: Method, autocast: torch.dtype | None, device_type: str):
+    def __init__(self, method: Method, autocast: torch.dtype | None, device_type: str, compiled: bool):
         super().__init__()
         self.method = method
+        # counts change with every step: compiled in, they would mean compiling again
+        self.call = torch.compile(method.forward) if compiled else method
         self.autocast = autocast
         self.device_type = device_type
 
     def forward(self, batch: Batch, carry: Any, counts: dict[str, float]) -> tuple[Tensor, dict, dict, Any]:
         """The lane's share of the loss, term totals, metrics and carry; only the first has a graph."""
         if self.autocast is None:
-            out = self.method(batch, carry)
+            out = self.call(batch, carry)
         else:
             with torch.autocast(self.device_type, dtype=self.autocast):
-                out = self.method(batch, carry)
+                out = self.call(batch, carry)
         return weighted(out, counts), *detached(out)
 
 
@@ -108,9 +110,8 @@ class TrainState:
             raise UserError(
                 "nothing to train: every parameter is frozen. Widen train.enable or unfreeze the backbone."
             )
-        lane = LaneStep(method, autocast_dtype(config.precision, method, machine.device), machine.device.type)
-        if config.compile:
-            lane.compile()
+        autocast = autocast_dtype(config.precision, method, machine.device)
+        lane = LaneStep(method, autocast, machine.device.type, config.compile)
         wrapped = wrap(lane, machine, config.sharding)
         params = {name: p for name, p in method.named_parameters() if p.requires_grad}
         return cls(

@@ -16,8 +16,9 @@ from quietreasoning.data.tasks.files import FileConfig, FileTask
 
 CALLS = """\
 import json as _json
+import operator as _operator
 _name, _cases = {name!r}, _json.loads({cases!r})
-_call = getattr(Solution(), _name) if "Solution" in globals() else globals()[_name]
+_call = _operator.attrgetter(_name)(Solution()) if "Solution" in globals() else globals()[_name]
 for _inputs, _expected in _cases:
     _got = _json.loads(_json.dumps(_call(*_inputs)))
     assert _got == _expected or [_got] == _expected, (_inputs, _got, _expected)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from quietreasoning.backbone import BackboneConfig, LoraConfig, load_backbone
 from quietreasoning.config import UserError
@@ -53,6 +54,16 @@ def test_adapters_and_frozen_backbones_are_healthy(tune, backbone, markers, batc
     method = METHODS["continuous"](backbone, METHODS["continuous"].Config(), markers)
     diagnosis = examine(method, batch)
     assert diagnosis.healthy, [str(finding) for finding in diagnosis.findings]
+
+
+def test_dropout_inside_a_pretrained_model_is_noted_not_refused(markers, batch, tmp_path):
+    torch.manual_seed(0)
+    shape = GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=2, n_positions=64, eos_token_id=39)
+    AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path)
+    backbone = load_backbone(BackboneConfig(path=str(tmp_path)), vocab_size=40)
+    diagnosis = examine(METHODS["slots"](backbone, METHODS["slots"].Config(), markers), batch)
+    assert diagnosis.healthy, [str(finding) for finding in diagnosis.findings]
+    assert "dropout is on" in diagnosis.notes[0]
 
 
 def test_positions_counts_and_values_are_those_of_the_batch(backbone, markers, batch):

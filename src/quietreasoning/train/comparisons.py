@@ -28,6 +28,7 @@ def compare(exam: Exam) -> None:
         return
     with probes.restored(method):
         probes.jitter(method)
+        method.backbone.eval()
         with torch.no_grad():
             base = probes.read(method, batch)
             causal(exam, batch, base)
@@ -40,19 +41,27 @@ def compare(exam: Exam) -> None:
 
 @torch.no_grad()
 def repeats(exam: Exam, batch: Batch) -> bool:
-    """`random`: two forwards agree, whatever the global generators hold."""
+    """`random`: two forwards agree, whatever the global generators hold; the backbone's dropout is noted."""
     method = exam.method
     with probes.restored(method):
-        first, second = (probes.read(method, batch, seed).totals() for seed in (0, 1))
-        different = [name for name in first if first[name] != second[name]]
+        different = _different(exam, batch)
         if different:
+            method.backbone.eval()
+            own = _different(exam, batch)
+            if not own:
+                exam.notes.append("the backbone's dropout is on in training; it was off while comparing")
             method.eval()
-            calm = [probes.read(method, batch, seed).totals() for seed in (0, 1)]
-            dropout = "Set dropout to 0, or seed" if calm[0] == calm[1] else "Seed"
-    for name in different:
-        problem = f"two forwards give {first[name]:g} and {second[name]:g}"
-        exam.find("random", f"term {name}", problem, f"{dropout} what is sampled by batch.keys_B.")
-    return not different
+            cure = "Seed" if own and _different(exam, batch) else "Set dropout to 0, or seed"
+            for name, (one, other) in own.items():
+                problem = f"two forwards give {one:g} and {other:g}"
+                exam.find("random", f"term {name}", problem, f"{cure} what is sampled by batch.keys_B.")
+    return not exam.has("random")
+
+
+def _different(exam: Exam, batch: Batch) -> dict[str, tuple[float, float]]:
+    """Terms whose totals differ under two global seeds."""
+    one, other = (probes.read(exam.method, batch, seed).totals() for seed in (0, 1))
+    return {name: (one[name], other[name]) for name in one if one[name] != other[name]}
 
 
 def causal(exam: Exam, batch: Batch, base: Reading) -> None:

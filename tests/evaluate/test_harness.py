@@ -137,6 +137,27 @@ def test_comparisons_are_paired():
     assert pairs["direct", "adder"]["p"] == 1
 
 
+def test_prompts_without_an_answer_are_counted():
+    method = toy.Adder()
+    asked = toy.decode
+    try:
+        toy.decode = lambda ids: "" if ids in ([3], [7]) else asked(ids)
+        report = ask([Arm(method, "adder")])
+    finally:
+        toy.decode = asked
+    golds = [e.answer for e in toy.examples(37)]
+    missing = golds.count("3") + golds.count("7")
+    assert missing > 0
+    assert report.row("adder")["unanswered"] == missing
+    assert report.row("adder")["correct"] == 37 - missing
+
+
+def test_a_chain_is_tested_too():
+    report = ask(arms_of(toy.Adder(uses_thought=False, kind="chain"), "adder", ALL))
+    assert report.row("adder")["kind"] == "chain"
+    assert report.inert == ("adder",)
+
+
 def test_kinds_come_from_behaviour():
     arms = [Arm(toy.Adder(kind=kind), kind) for kind in ("direct", "chain", "quiet")]
     assert [row["kind"] for row in ask(arms).rows] == ["direct", "chain", "quiet"]

@@ -12,8 +12,9 @@ def make_row(seed=0, correct=90, n=100, method="slots", **more):
     row = {
         "task": "pointer", "split": "valid", "method": method, "kind": "quiet", "control": None,
         "effort": None, "seed": seed, "n": n, "correct": correct, "accuracy": correct / n, "low": low,
-        "high": high, "visible_tokens": 0.0, "passes": 4.0, "latent_steps": 16.0, "ms": 2.0 + seed,
-        "ms_batched": None, "batch": 64, "by_steps": {"2": [correct // 2, 50], "10": [40, 50]},
+        "high": high, "unanswered": 0, "visible_tokens": 0.0, "passes": 4.0, "latent_steps": 16.0,
+        "ms": 2.0 + seed, "ms_batched": None, "batch": 64,
+        "by_steps": {"2": [correct // 2, 50], "10": [40, 50]},
     }  # fmt: skip
     return {**row, **more}
 

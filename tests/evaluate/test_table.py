@@ -11,7 +11,7 @@ def make_row(method, kind, seed, correct, passes, control=None, effort=None):
     return {
         "task": "pointer", "split": "valid", "method": method, "kind": kind, "control": control,
         "effort": effort, "seed": seed, "n": 200, "correct": correct, "accuracy": correct / 200, "low": low,
-        "high": high, "visible_tokens": 16.0 if kind == "chain" else 0.0, "passes": passes,
+        "high": high, "unanswered": 0, "visible_tokens": 16.0 if kind == "chain" else 0.0, "passes": passes,
         "latent_steps": 0.0, "ms": None if control else 31.25, "ms_batched": 0.5, "batch": 64, "by_steps": {},
     }  # fmt: skip
 

@@ -36,7 +36,7 @@ def arm(method, kind, items, seed, control=None, effort=None):
     row = {
         "task": "pointer", "split": "valid", "method": method, "kind": "control" if control else kind,
         "control": control, "effort": effort, "seed": seed, "n": items, "correct": sum(right),
-        "accuracy": sum(right) / items, "low": low, "high": high,
+        "accuracy": sum(right) / items, "low": low, "high": high, "unanswered": 0,
         "visible_tokens": 16.0 if method == "cot" else 0.0, "passes": float(passes),
         "latent_steps": 4.0 if kind in ("quiet", "filler") else 0.0,
         "ms": None if control else 2.1 + 1.3 * passes, "ms_batched": 0.2 + 0.05 * passes, "batch": 64,

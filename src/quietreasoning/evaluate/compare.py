@@ -58,7 +58,7 @@ def verdicts(rows: Sequence[Row], outcomes: dict[str, str], seed: int = 0) -> li
     """
     found = []
     for row in rows:
-        if row["control"] is not None or row["kind"] not in ("quiet", "filler"):
+        if row["control"] is not None or row["kind"] not in ("quiet", "filler", "chain"):
             continue
         method, effort = row["method"], row["effort"]
         tests = {}

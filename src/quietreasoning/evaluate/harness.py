@@ -108,8 +108,9 @@ class _Findings:
         texts = [decode(answer) for answer in said.answers]
         correct = self._score(texts)
         means = {name: fmean(getattr(said, name)) for name in ("visible_tokens", "passes", "latent_steps")}
+        unanswered = sum(not text for text in texts)
         costs = {**means, "ms": ms, "ms_batched": said.ms_batched, "batch": said.batch}
-        self._add(arm.label, _kind(arm, means), arm.control, arm.effort, correct, costs)
+        self._add(arm.label, _kind(arm, means), arm.control, arm.effort, correct, unanswered, costs)
         if arm.control is None and arm.effort is None:
             for i, example in enumerate(self.examples[: self.config.samples]):
                 self.samples.append(
@@ -128,7 +129,7 @@ class _Findings:
         """A rule that says nothing about an example is wrong there."""
         for rule in dict.fromkeys(name for guess in guesses for name in guess):
             correct = self._score([guess.get(rule, "") for guess in guesses])
-            self._add(f"shortcut: {rule}", "shortcut", None, None, correct, dict.fromkeys(COSTS))
+            self._add(f"shortcut: {rule}", "shortcut", None, None, correct, 0, dict.fromkeys(COSTS))
 
     def report(self, complete: bool) -> Report:
         seed = self.config.seed
@@ -158,6 +159,7 @@ class _Findings:
         control: str | None,
         effort: int | None,
         correct: Sequence[bool],
+        unanswered: int,
         costs: Mapping[str, float | None],
     ) -> None:
         by_steps: dict[int, list[int]] = {}
@@ -181,6 +183,7 @@ class _Findings:
                 "accuracy": sum(correct) / len(correct),
                 "low": low,
                 "high": high,
+                "unanswered": unanswered,
                 **costs,
                 "by_steps": {str(steps): by_steps[steps] for steps in sorted(by_steps)},
             }

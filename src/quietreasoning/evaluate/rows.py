@@ -31,9 +31,9 @@ class Report:
     """What `evaluate` found on one task with one seed.
 
     rows: one dict an arm: task, split, method, kind ("direct", "chain", "quiet", "filler", "control",
-    "shortcut"), control, effort, seed, n, correct, accuracy, low, high (Wilson 95 %), visible_tokens,
-    passes, latent_steps (means), ms (median, batch 1), ms_batched (per example), batch (rows in the batches
-    timed), by_steps {number of steps: [correct, n]}.
+    "shortcut"), control, effort, seed, n, correct, accuracy, low, high (Wilson 95 %), unanswered (items
+    without an answer), visible_tokens, passes, latent_steps (means), ms (median, batch 1), ms_batched (per
+    example), batch (rows in the batches timed), by_steps {number of steps: [correct, n]}.
     outcomes: arm name -> one "0" or "1" an item, in the order of `items`, for paired tests.
     """
 
@@ -131,6 +131,7 @@ def _pooled(rows: Sequence[Row]) -> Row:
         "accuracies": accuracies,
         "n": min(row["n"] for row in rows),
         "correct": sum(row["correct"] for row in rows),
+        "unanswered": sum(row["unanswered"] for row in rows),
         "accuracy": sum(accuracies) / len(rows),
         "low": low,
         "high": high,

@@ -37,9 +37,12 @@ def table(rows: Iterable[Row], title: str | None = None) -> Table:
     for name in [*names, *(["n"] if differ else [])]:
         made.add_column(name, justify="right", no_wrap=True)
     chain = chain_passes(pooled)
+    last = None
     for row in pooled:
-        if row["control"] is None and row["effort"] is None and made.row_count:
+        own = row["control"] is None and row["effort"] is None
+        if last and own and not row["kind"] == last["kind"] == "shortcut":
             made.add_section()
+        last = row
         values = [
             label(row),
             accuracy(row),

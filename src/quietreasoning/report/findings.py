@@ -79,6 +79,12 @@ def not_shown(reports: Sequence[Report], pooled: Sequence[Row]) -> list[str]:
             lines.append(
                 f"{row['method']}: no zeroed or shuffled control, so whether its thought matters is open."
             )
+    for row in pooled:
+        if row["unanswered"] and row["control"] is None and row["effort"] is None:
+            lines.append(
+                f"{row['method']} wrote no answer to {row['unanswered']} of {row['n'] * len(row['seeds'])} "
+                "prompts; if its text was cut short, raise eval.max_new_tokens."
+            )
     if any(row["split"] == "test" for row in pooled):
         lines.append("Test split: final figures only; nothing may be chosen by them.")
     else:

@@ -11,7 +11,7 @@ from quietreasoning.data.tasks import TASKS, GeneratedTask
 from quietreasoning.data.tasks.pointer import Problem
 
 SETTINGS = {
-    "pointer": [{}, {"map": "function"}, {"nodes": 5, "symbols": 5, "hops": 3}, {"hops": 1, "nodes": 3}],
+    "pointer": [{}, {"map": "permutation"}, {"nodes": 5, "symbols": 5, "hops": 3}, {"hops": 1, "nodes": 3}],
     "arithmetic": [{}, {"style": "marked", "steps": 12}, {"style": "sentences", "largest": 5000}],
     "reachability": [{}, {"variant": "original"}, {"style": "sentences"}],
     "multiplication": [{}, {"digits": 1}, {"digits": 4}],
@@ -36,8 +36,8 @@ def test_every_generated_task_is_covered():
 
 def solve_pointer(prompt: str) -> str:
     facts, _, query = prompt.partition(" ? ")
-    arrows = dict(re.findall(r"(\w+) > (\w+)", facts))
-    node, hops = query.split()
+    arrows = dict(pair.split() for pair in facts.split(" , "))
+    hops, node = query.split()
     for _ in range(int(hops)):
         node = arrows[node]
     return node
@@ -152,7 +152,7 @@ def test_ids_are_unique_and_read_only():
 def test_too_few_problems_is_one_clear_line():
     with pytest.raises(UserError, match=r"pointer found no problem for split '(test|valid)'.*larger"):
         for split in ("valid", "test"):
-            make("pointer", {"nodes": 3, "symbols": 3, "hops": 1}).split(split, 1)[0]
+            make("pointer", {"nodes": 3, "symbols": 3, "hops": 1, "map": "permutation"}).split(split, 1)[0]
 
 
 def test_unknown_split_names_the_choices():
@@ -171,6 +171,16 @@ def test_pointer_walks_never_meet_a_node_twice(kind):
             assert set(pairs.values()) == set(pairs)
 
 
+def test_pointer_writes_hops_before_the_start_and_what_is_left_in_each_step():
+    for example in make("pointer", {}).split("train", 20):
+        start, hops = example.meta["start"], example.meta["hops"]
+        assert example.prompt.endswith(f" ? {hops} {start}")
+        walk = [start, *example.results]
+        left = range(hops - 1, -1, -1)
+        hop_texts = [f"{a} {b} , {n}" for (a, b), n in zip(itertools.pairwise(walk), left, strict=True)]
+        assert list(example.steps) == hop_texts
+
+
 def test_pointer_hops_mix_evenly():
     counts = [e.meta["hops"] for e in make("pointer", {"hops": [1, 2, 3, 4]}).split("train", 800)]
     assert all(150 <= counts.count(hops) <= 250 for hops in (1, 2, 3, 4))
@@ -178,7 +188,7 @@ def test_pointer_hops_mix_evenly():
 
 @pytest.mark.parametrize(("name", "limit"), [("pointer", 0.5), ("arithmetic", 0.2), ("permutation", 0.1)])
 def test_shortcuts_are_named_and_score_low(name, limit):
-    task = make(name, {"hops": 4, "nodes": 10, "map": "function"} if name == "pointer" else {})
+    task = make(name, {"hops": 4, "nodes": 10} if name == "pointer" else {})
     examples = task.split("train", 300)
     named = [task.shortcuts(example) for example in examples]
     assert len({tuple(rules) for rules in named}) == 1 and named[0]

@@ -1,4 +1,6 @@
-"""Pointer chains: `q > c , b > q , ... ? b 2` asks for the node 2 hops after b.
+"""Pointer chains: `q c , b q , ... ? 2 b` asks for the node 2 hops after b.
+
+A visible step names the hop and what is left: `b q , 1`, then `q c , 0`.
 
 Every node of a random map is listed once, in random order. A walk never meets a node twice, so
 no number of hops collapses into a smaller one and the start is never the answer. Base rates and
@@ -30,8 +32,9 @@ class PointerConfig(Settings):
     """Entities to draw the nodes from; one word each."""
     hops: int | tuple[int, ...] = (1, 2, 3, 4)
     """Hop counts; several mix uniformly."""
-    map: Literal["permutation", "function"] = "permutation"
-    """permutation: every node has one predecessor; function: any map without fixed points."""
+    map: Literal["permutation", "function"] = "function"
+    """function: any map without fixed points; permutation: every node has one predecessor, so that on few
+    nodes many hops are few hops backwards."""
 
     @property
     def hop_counts(self) -> tuple[int, ...]:
@@ -83,8 +86,10 @@ class Pointer(GeneratedTask):
             walk.append(successor[walk[-1]])
         return Example(
             id=id,
-            prompt=" , ".join(f"{a} > {b}" for a, b in pairs) + f" ? {start} {hops}",
-            steps=tuple(f"{a} > {b}" for a, b in itertools.pairwise(walk)),
+            prompt=" , ".join(f"{a} {b}" for a, b in pairs) + f" ? {hops} {start}",
+            steps=tuple(
+                f"{a} {b} , {hops - i}" for i, (a, b) in enumerate(itertools.pairwise(walk), start=1)
+            ),
             results=tuple(walk[1:]),
             answer=walk[-1],
             meta={"start": start, "hops": hops, "pairs": tuple(pairs)},

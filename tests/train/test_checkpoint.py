@@ -115,7 +115,7 @@ def test_a_run_without_one_valid_checkpoint_is_refused(finished_run, tmp_path):
 
 
 @pytest.mark.parametrize("replaces", [False, True])
-@pytest.mark.parametrize("call", range(12))
+@pytest.mark.parametrize("call", range(14))
 def test_a_full_disk_at_any_moment_loses_nothing(tmp_path, monkeypatch, call, replaces):
     """The n-th call that touches the disk fails; what was there before is still there and valid."""
     write(tmp_path, 1)
@@ -134,6 +134,7 @@ def test_a_full_disk_at_any_moment_loses_nothing(tmp_path, monkeypatch, call, re
     monkeypatch.setattr(checkpoint, "save_file", full(checkpoint.save_file))
     monkeypatch.setattr(os, "fsync", full(os.fsync))
     monkeypatch.setattr(os, "open", full(os.open))
+    monkeypatch.setattr(os, "rename", full(os.rename))
     try:
         write(tmp_path, 2 if replaces else 3)
         refused = False
@@ -141,11 +142,11 @@ def test_a_full_disk_at_any_moment_loses_nothing(tmp_path, monkeypatch, call, re
         refused = True
         assert "No space left on device" in str(error) and "Last one kept: step-00000" in str(error)
     monkeypatch.undo()
-    checkpoint.clean(tmp_path)
     after = {path.name: (path / "manifest.json").read_text() for path in checkpoints(tmp_path)}
     assert before.items() <= after.items()
     assert refused or len(after) == (2 if replaces else 3)
     assert all(not verify(path) for path in checkpoints(tmp_path))
+    checkpoint.clean(tmp_path)
     assert not list(tmp_path.glob(".*"))
 
 

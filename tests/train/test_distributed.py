@@ -5,6 +5,7 @@ import socket
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from train_toys import Toy, logged, run_toy, toy_batches, toy_plan, weights_hash
 
 from quietreasoning.contract import Term
@@ -76,7 +77,7 @@ class Uneven(Toy):
 
     def forward(self, batch, carry=None):
         out = super().forward(batch, carry)
-        if int(batch.keys_B[0]) % 3:
+        if int(batch.keys_B[0]) % 12:  # the first lane of the first rank alone sees it
             out.terms["halt"] = Term(torch.zeros(()), "sequence", 0.1)
         if int(batch.keys_B[0]) % 2 == 0:
             out.metrics["sometimes"] = (batch.keys_B.float().sum(), torch.tensor(len(batch)))
@@ -147,6 +148,8 @@ def test_a_run_on_two_ranks_resumes_exactly(on_two_ranks, sharding, tmp_path):
     on_two_ranks(stopped_run, tmp_path / "broken", sharding, 2, 6, toy)
     assert (tmp_path / "broken" / "step-000003").is_dir()
     on_two_ranks(whole_run, tmp_path / "broken", sharding, 2, 6, toy)
+    draws = [load_file(tmp_path / f"through/step-000006/rank-{rank}.safetensors") for rank in range(2)]
+    assert not torch.equal(draws[0]["rng/torch"], draws[1]["rng/torch"])
     assert logged(tmp_path / "through") == logged(tmp_path / "broken")
     last = "step-000006"
     assert weights_hash(tmp_path / "through" / last) == weights_hash(tmp_path / "broken" / last)

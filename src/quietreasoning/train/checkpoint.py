@@ -77,7 +77,7 @@ def save(run_dir: Path, step: int, files: Files) -> Path:
         _sync(run_dir)
         shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        clean(run_dir)
         reason = error.strerror if isinstance(error, OSError) else str(error)
         kept = checkpoints(run_dir)
         raise UserError(

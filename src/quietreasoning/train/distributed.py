@@ -4,6 +4,7 @@ Every number that ranks must agree on travels through `NamedSum`, a sum of dicti
 Sharding (FSDP2) treats the whole method as one group: a method calls inner layers several times in
 one forward and reads weights between calls, and per-layer sharding would free them in between. So
 weights are gathered whole for a step, and sharded (with gradients and optimizer state) between steps.
+A parameter that no rank reaches in a step has gradient zero when sharded, none otherwise.
 """
 
 from __future__ import annotations

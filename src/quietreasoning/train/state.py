@@ -35,7 +35,7 @@ class LaneStep(nn.Module):
         super().__init__()
         self.method = method
         # counts change with every step: compiled in, they would mean compiling again
-        self.call = torch.compile(method.forward) if compiled else method
+        self.call = torch.compile(method.forward) if compiled else method.__call__
         self.autocast = autocast
         self.device_type = device_type
 

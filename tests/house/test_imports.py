@@ -11,11 +11,14 @@ import quietreasoning
 
 PACKAGE = Path(quietreasoning.__file__).parent
 FLOORS = (
-    {"config", "yaml_text", "layers", "recipe", "validation", "contract"},
+    {"config", "yaml_text", "layers", "recipe", "validation", "contract", "versions"},
     {"nn", "losses", "optim", "backbone"},
     {"methods", "data", "track"},
-    {"train", "evaluate", "report"},
-    {"run"},
+    {"train", "evaluate"},
+    {"report"},
+    {"build"},
+    {"proof", "planning"},
+    {"run", "proof", "planning"},
     {"demo"},
     {"cli"},
 )
@@ -99,7 +102,7 @@ def test_the_loop_knows_no_method(module):
         ("peft", {"backbone"}),
         ("wandb", {"track"}),
         ("tensorboard", {"track"}),
-        ("accelerate", {"train", "run"}),
+        ("accelerate", {"train", "build", "run"}),
         ("typer", {"cli"}),
         ("matplotlib", {"report"}),
         ("pickle", set()),

@@ -92,9 +92,11 @@ def make_run(folder, seed=0, name="slots/pointer", report=None, steps=600):
     """A whole run folder."""
     folder.mkdir(parents=True)
     settings = {
-        "name": name, "seed": seed, "method": {"name": "slots", "slots": 4, "loops": 4},
-        "backbone": {"path": None, "scratch": {"width": 128, "layers": 2}}, "data": {"task": "pointer"},
-        "optim": {"lr": 1e-3}, "stages": [{"name": "chain"}, {"name": "quiet"}],
+        "seed": seed, "backbone": {"path": None, "scratch": {"width": 128, "layers": 2}},
+        "stages": [
+            {"name": "chain", "method": {"name": "cot"}, "data": {"task": "pointer"}},
+            {"name": "quiet", "method": {"name": "slots", "loops": 4}, "data": {"task": "pointer"}},
+        ],
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     identity = {

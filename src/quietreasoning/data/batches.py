@@ -10,7 +10,7 @@ Shapes as in contract.py: B rows, P prompt, K steps, S step, R result, A answer 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -59,9 +59,10 @@ class Batches:
         first = step * self.batch_size
         return [row for row, _ in self._place(range(first, first + self.batch_size))]
 
-    def prepare(self, chunk: int = 1024) -> None:
-        """Encode every example now, so that no training step waits for it."""
+    def prepare(self, chunk: int = 1024, check: Callable[[], None] = lambda: None) -> None:
+        """Encode every example now, so that no training step waits for it; `check` may raise to stop."""
         for first in range(0, len(self), chunk):
+            check()
             self._encode(range(first, min(first + chunk, len(self))))
 
     def fingerprint(self, samples: int = 256) -> str:

@@ -26,6 +26,8 @@ class EvalConfig(Settings):
     """Corruptions of the thoughts that stand beside every quiet method."""
     efforts: tuple[int, ...] = ()
     """Latents, loops or fillers to try in place of the trained number."""
+    baselines: tuple[str, ...] = ()
+    """Run folders whose methods stand in the same table, such as a direct answer and a visible chain."""
     timing: int = Field(8, ge=0)
     """Prompts timed one at a time, after two that warm up; 0 leaves the column empty."""
     samples: int = Field(3, ge=0)

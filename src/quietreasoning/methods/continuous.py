@@ -38,7 +38,7 @@ class ContinuousWeights(Settings):
     answer: float = Field(1.0, ge=0)
     """Cross-entropy of what is visible after the latents: remaining steps and answer."""
     step: float = Field(1.0, ge=0)
-    """Cross-entropy of each step's latent against its gold tokens."""
+    """Cross-entropy of the state behind each step's latent against the step's gold tokens."""
     chain: float = Field(0.0, ge=0)
     """Cross-entropy of the same model on the visible chain (CODI's teacher task)."""
     match: float = Field(0.0, ge=0)
@@ -55,25 +55,27 @@ class Continuous(LatentMethod):
         """L: how many latents stand before the answer; each costs one pass."""
         per_step: int = Field(1, ge=1)
         """Latents a step; the last of them is trained to say the step."""
+        lead: int = Field(0, ge=0)
+        """Free latents before those of the first step."""
+        repeat_last: bool = False
+        """Latents beyond the last step say it again; else they are free."""
         visible_from: int | None = Field(None, ge=0)
-        """First gold step that stays visible; null = none. Coconut's stage k: latents = k * per_step, visible_from = k."""
+        """First gold step that stays visible; null = none. Coconut's stage k: latents k * per_step, here k."""
         target: Literal["result", "step"] = "result"
-        """What a latent says: the first token of the step's result, or, through a small auxiliary decoder, the whole step."""
+        """What a latent says: its step's first result token, or, by an auxiliary decoder, the whole step."""
         weights: ContinuousWeights = ContinuousWeights()
         """Loss weights; a term of weight 0 costs nothing."""
 
         @model_validator(mode="after")
         def _consistent(self) -> Continuous.Config:
             weights = self.weights
-            if self.latents % self.per_step:
-                raise ValueError(f"latents {self.latents} must be a multiple of per_step {self.per_step}")
+            if self.latents and (self.latents - self.lead) % self.per_step:
+                raise ValueError(
+                    f"latents {self.latents} less lead {self.lead} must be a multiple of per_step {self.per_step}"
+                )
             if not (weights.answer or weights.step):
                 raise ValueError("weights.answer and weights.step are both 0, so no latent would be trained")
-            if (
-                weights.match
-                and not (weights.chain and weights.answer)
-                or (weights.match and self.visible_from is not None)
-            ):
+            if weights.match and not (weights.chain and weights.answer and self.visible_from is None):
                 raise ValueError(
                     "weights.match needs weights.chain and weights.answer, and visible_from=null"
                 )
@@ -98,19 +100,22 @@ class Continuous(LatentMethod):
             counts["sequence"] = len(batch)
         return counts
 
-    def unroll(self, prompt: States, latents: int) -> Tensor:
-        """Inputs [B, L, D] of the latents: each is the projected state of the one before, one pass each.
+    def unroll(self, prompt: States, latents: int) -> tuple[Tensor, Tensor]:
+        """Inputs [B, L, D] of the latents and the states [B, L, D] they are projected from.
 
-        The last pass, which reads all of them again beside the visible tokens, is the caller's.
+        The first comes from the last prompt state; every further one costs a pass. The last pass, which
+        reads all latents beside the visible tokens, is the caller's: what a latent says must stand in its
+        input, since the states it causes in the last layer come too late for the answer to read.
         """
-        hidden_BD, past = last_hidden(prompt), prompt.past.fork()
-        role_B1 = torch.full((len(hidden_BD), 1), int(Role.THOUGHT), device=hidden_BD.device)
-        inputs = [self.feedback(hidden_BD)]
+        hidden, past = [last_hidden(prompt)], prompt.past.fork()
+        role_B1 = torch.full((len(hidden[0]), 1), int(Role.THOUGHT), device=hidden[0].device)
+        inputs = [self.feedback(hidden[0])]
         while len(inputs) < latents:
             states = self.backbone(inputs[-1][:, None], role_B1, past)
-            hidden_BD, past = last_hidden(states), states.past
-            inputs.append(self.feedback(hidden_BD))
-        return torch.stack(inputs, 1)
+            past = states.past
+            hidden.append(last_hidden(states))
+            inputs.append(self.feedback(hidden[-1]))
+        return torch.stack(inputs, 1), torch.stack(hidden, 1)
 
     def think(self, prompt: States, effort: int | None) -> tuple[Tensor, int]:
         latents = self.config.latents if effort is None else effort
@@ -120,50 +125,50 @@ class Continuous(LatentMethod):
             )
         if not latents:
             return prompt.hidden_BTD[:, :0], 0 if self.visible_steps else 1
-        return self.unroll(prompt, latents), latents
+        return self.unroll(prompt, latents)[0], latents
 
     def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
         weights, latents = self.config.weights, self.config.latents
         prompt = read_prompt(self.backbone, batch.prompt_BP)
-        thoughts_BLD, _ = self.think(prompt, None)
-        visible = visible_part(batch, self.markers, self.config.visible_from)
-        tokens = visible.ids_BT.shape[1] - 1 if weights.answer else 0
-        ids_BT, role_BT = visible.ids_BT[:, :tokens], visible.role_BT[:, :tokens]
-        states = self.read(prompt, thoughts_BLD, ids_BT, role_BT, layers=weights.match > 0)
+        none_B0D = prompt.hidden_BTD[:, :0]
+        thoughts_BLD, hidden_BLD = self.unroll(prompt, latents) if latents else (none_B0D, none_B0D)
         terms, metrics = {}, {}
         if weights.answer:
+            visible = visible_part(batch, self.markers, self.config.visible_from)
+            ids_BT, role_BT = visible.ids_BT[:, :-1], visible.role_BT[:, :-1]
+            states = self.read(prompt, thoughts_BLD, ids_BT, role_BT, layers=weights.match > 0)
             predicting_BTD = torch.cat([prompt.hidden_BTD[:, -1:], states.hidden_BTD], 1)[:, latents:]
             total, metrics = score_visible(self.backbone, predicting_BTD, visible)
             terms["answer"] = Term(total, "token", weights.answer)
         if weights.step:
-            step_BJD = states.hidden_BTD[:, self.config.per_step - 1 : latents : self.config.per_step]
-            total, hits, count = self._score_steps(step_BJD, self._targets(batch))
+            saying_BJD = hidden_BLD[:, self.config.lead + self.config.per_step - 1 :: self.config.per_step]
+            total, hits, count = self._score_steps(saying_BJD, self._targets(batch))
             terms["step"] = Term(total, "step_token", weights.step)
             metrics["step_accuracy"] = (hits.float(), count)
         if weights.chain:
-            terms |= self._chain_terms(batch, states)
+            terms |= self._chain_terms(batch, states if weights.match else None)
         return StepOutput(terms, metrics)
 
     def _targets(self, batch: Batch) -> Tensor:
-        steps = self.config.latents // self.config.per_step
+        steps = max(0, self.config.latents - self.config.lead) // self.config.per_step
         width = batch.steps_BKS.shape[2] if self.config.target == "step" else 1
-        return step_targets(batch, self.config.target, steps, width)
+        return step_targets(batch, self.config.target, steps, width, repeat_last=self.config.repeat_last)
 
     def _score_steps(self, hidden_BJD: Tensor, target_BJW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.step_decoder is not None:
             return score_decoded(self.backbone, self.step_decoder, hidden_BJD, target_BJW)
         return score_slots(self.backbone, hidden_BJD[:, :, None], target_BJW)
 
-    def _chain_terms(self, batch: Batch, student: States) -> dict[str, Term]:
+    def _chain_terms(self, batch: Batch, student: States | None) -> dict[str, Term]:
         """The same model on prompt, visible chain and answer; its states are the student's target."""
         weights, visible = self.config.weights, visible_part(batch, self.markers, 0)
         ids_BT = torch.cat([batch.prompt_BP, visible.ids_BT[:, :-1]], 1)
         role_BT = torch.cat([role_of(batch.prompt_BP, Role.PROMPT), visible.role_BT[:, :-1]], 1)
-        teacher = self.backbone(ids_BT, role_BT, layers=weights.match > 0)
+        teacher = self.backbone(ids_BT, role_BT, layers=student is not None)
         start = batch.prompt_BP.shape[1] - 1
         total, _ = score_visible(self.backbone, teacher.hidden_BTD[:, start:], visible)
         terms = {"chain": Term(total, "chain_token", weights.chain)}
-        if weights.match:
+        if student is not None:
             is_prefix_BT = role_BT == Role.MARKER
             last_B = is_prefix_BT.shape[1] - 1 - is_prefix_BT.flip(1).to(torch.uint8).argmax(1)
             teacher_LBD = teacher.layers_LBTD[:, torch.arange(len(batch)), last_B]

@@ -1,7 +1,7 @@
 """Parallel latent slots, refined in loops through the model's own layers on the cached prompt.
 
 Every slot starts from the last prompt state. Each loop reads all slots at once, and what a slot's
-state says is fed back as its next content; slot j of the last loop is trained to say step j (the
+state says is fed back as its next content; slot j is trained to say step j (the
 recipe family of LOTUS, arXiv 2606.31779). Depth costs loops, width is parallel. Read `refine` first.
 """
 
@@ -45,10 +45,12 @@ class Slots(LatentMethod):
         """K: one block a gold step; steps beyond have no slot."""
         width: int = Field(1, ge=1)
         """c: slots in a block; slot i of a block is trained towards token i of its step."""
-        loops: int = Field(4, ge=1)
-        """R: passes through the model."""
+        loops: int = Field(4, ge=2)
+        """R: passes through the model; the last one also reads the answer prefix."""
         target: Literal["result", "step"] = "result"
         """Gold tokens of a block: the step's result, or the whole step; longer ones are cut to `width`."""
+        repeat_last: bool = False
+        """Blocks beyond the last step say it again; else they are free."""
         supervise: Literal["last", "all"] = "last"
         """Loops whose slots are trained towards the steps."""
         attend: Literal["causal", "full"] = "causal"
@@ -67,49 +69,54 @@ class Slots(LatentMethod):
         counts = {}
         if self.config.weights.answer:
             counts["token"] = count_labels(batch, self.markers, None)
-        if self.config.weights.step:
-            loops = self.config.loops if self.config.supervise == "all" else 1
+        if self.config.weights.step and self.config.blocks:
+            loops = self.config.loops - 1 if self.config.supervise == "all" else 1
             counts["slot"] = loops * count_targets(self._targets(batch))
         return counts
 
     def refine(self, prompt: States, loops: int) -> tuple[Tensor, list[Tensor]]:
-        """Contents [B, K, D] of the slots as they enter loop `loops`, and the states after each loop before."""
+        """Contents [B, K, D] of the slots as they enter loop `loops`, and the states after each loop before.
+
+        The last loop reads the visible tokens too and is the caller's: what a slot says must stand in its
+        content, since the states of the last layer come too late for the answer to read.
+        """
         content_BKD = self.feedback(last_hidden(prompt))[:, None] + self.slot_KD
+        role_BK = torch.full(content_BKD.shape[:2], int(Role.THOUGHT), device=content_BKD.device)
         hidden = []
         for _ in range(loops - 1):
-            role_BK = torch.full(content_BKD.shape[:2], int(Role.THOUGHT), device=content_BKD.device)
-            states = self.backbone(content_BKD, role_BK, prompt.past.fork(), mutual=self.mutual)
-            hidden.append(states.hidden_BTD)
-            content_BKD = self.feedback(states.hidden_BTD) + self.slot_KD
+            past = prompt.past.fork()
+            hidden.append(self.backbone(content_BKD, role_BK, past, mutual=self.mutual).hidden_BTD)
+            content_BKD = self.feedback(hidden[-1]) + self.slot_KD
         return content_BKD, hidden
-
-    def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
-        weights, slots = self.config.weights, len(self.slot_KD)
-        prompt = read_prompt(self.backbone, batch.prompt_BP)
-        visible = visible_part(batch, self.markers, None)
-        content_BKD, hidden = self.refine(prompt, self.config.loops) if slots else (self._none(prompt), [])
-        tokens = visible.ids_BT.shape[1] - 1 if weights.answer else 0
-        states = self.read(prompt, content_BKD, visible.ids_BT[:, :tokens], visible.role_BT[:, :tokens])
-        hidden.append(states.hidden_BTD[:, :slots])
-        terms, metrics = {}, {}
-        if weights.answer:
-            predicting_BTD = torch.cat([prompt.hidden_BTD[:, -1:], states.hidden_BTD], 1)[:, slots:]
-            total, metrics = score_visible(self.backbone, predicting_BTD, visible)
-            terms["answer"] = Term(total, "token", weights.answer)
-        if weights.step:
-            terms["step"], metrics["step_accuracy"] = self._step_term(batch, hidden)
-        return StepOutput(terms, metrics)
 
     def think(self, prompt: States, effort: int | None) -> tuple[Tensor, int]:
         loops = self.config.loops if effort is None else effort
         if loops < 1:
             raise ValueError(f"effort={effort}: slots need at least 1 loop")
         if not len(self.slot_KD):
-            return self._none(prompt), 1
+            return prompt.hidden_BTD[:, :0], 1
         return self.refine(prompt, loops)[0], loops
 
+    def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
+        weights, slots = self.config.weights, len(self.slot_KD)
+        prompt = read_prompt(self.backbone, batch.prompt_BP)
+        content_BKD, hidden = prompt.hidden_BTD[:, :0], []
+        if slots:
+            content_BKD, hidden = self.refine(prompt, self.config.loops)
+        terms, metrics = {}, {}
+        if weights.answer:
+            visible = visible_part(batch, self.markers, None)
+            states = self.read(prompt, content_BKD, visible.ids_BT[:, :-1], visible.role_BT[:, :-1])
+            predicting_BTD = torch.cat([prompt.hidden_BTD[:, -1:], states.hidden_BTD], 1)[:, slots:]
+            total, metrics = score_visible(self.backbone, predicting_BTD, visible)
+            terms["answer"] = Term(total, "token", weights.answer)
+        if weights.step and slots:
+            terms["step"], metrics["step_accuracy"] = self._step_term(batch, hidden)
+        return StepOutput(terms, metrics)
+
     def _targets(self, batch: Batch) -> Tensor:
-        return step_targets(batch, self.config.target, self.config.blocks, self.config.width)
+        config = self.config
+        return step_targets(batch, config.target, config.blocks, config.width, repeat_last=config.repeat_last)
 
     def _step_term(self, batch: Batch, hidden: list[Tensor]) -> tuple[Term, tuple[Tensor, Tensor]]:
         target_BK = self._targets(batch).flatten(1)
@@ -117,6 +124,3 @@ class Slots(LatentMethod):
         scores = [score_slots(self.backbone, hidden_BKD, target_BK) for hidden_BKD in trained]
         total = torch.stack([score[0] for score in scores]).sum()
         return Term(total, "slot", self.config.weights.step), (scores[-1][1].float(), scores[-1][2])
-
-    def _none(self, prompt: States) -> Tensor:
-        return prompt.hidden_BTD[:, :0]

@@ -11,16 +11,24 @@ from quietreasoning.losses.next_token import next_token
 from quietreasoning.nn.latents import StepDecoder
 
 
-def step_targets(batch: Batch, target: str, blocks: int, width: int) -> Tensor:
+def step_targets(batch: Batch, target: str, blocks: int, width: int, *, repeat_last: bool) -> Tensor:
     """Ids [B, blocks, width]: the first `width` tokens of each step ("step") or of its result ("result").
 
-    Steps beyond the last block, and blocks beyond the last step, have no target (IGNORE).
+    Steps beyond the last block have no thought. Blocks beyond the last step say the last step again
+    (`repeat_last`: the thought holds what it found) or are free (IGNORE).
     """
     source_BKS = batch.results_BKR if target == "result" else batch.steps_BKS
     rows, steps, length = source_BKS.shape
     target_BJW = source_BKS.new_full((rows, blocks, width), IGNORE)
-    steps, length = min(steps, blocks), min(length, width)
-    target_BJW[:, :steps, :length] = source_BKS[:, :steps, :length]
+    shared, length = min(steps, blocks), min(length, width)
+    target_BJW[:, :shared, :length] = source_BKS[:, :shared, :length]
+    if repeat_last and steps:
+        count_B = (batch.steps_BKS != IGNORE).any(-1).sum(1)
+        last_BS = source_BKS[torch.arange(rows), (count_B - 1).clamp(min=0)]
+        beyond_BJ = torch.arange(blocks, device=source_BKS.device)[None] >= count_B[:, None]
+        target_BJW[:, :, :length] = torch.where(
+            beyond_BJ[:, :, None], last_BS[:, None, :length], target_BJW[:, :, :length]
+        )
     return target_BJW
 
 

@@ -266,14 +266,15 @@ def identity(run: Run) -> dict[str, str]:
             value = value.get(key) if isinstance(value, dict) else None
         return value
 
+    last = (settings.get("stages") or [{}])[-1]
     backbone = inside("backbone", "path") or ("from scratch" if inside("backbone", "scratch") else None)
     device = said.get("device") or next((report.device for report in run.reports if report.device), None)
     found = {
-        "recipe": said.get("recipe") or settings.get("name"),
-        "method": inside("method", "name"),
+        "recipe": said.get("recipe"),
+        "method": last.get("method", {}).get("name"),
         "seed": settings.get("seed"),
         "backbone": backbone,
-        "task": inside("data", "task"),
+        "task": last.get("data", {}).get("task"),
         "steps": run.log[-1]["step"] if run.log else None,
         "device": device,
         "commit": said.get("commit") or said.get("git_commit"),

@@ -42,7 +42,7 @@ class Run:
     @property
     def group(self) -> str:
         """Runs of one group differ by seed alone: their curves share a picture."""
-        return str(self.settings.get("name") or self.name)
+        return str(self.identity.get("recipe") or self.name)
 
 
 def read_run(path: Path) -> Run:

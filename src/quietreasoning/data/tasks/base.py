@@ -36,6 +36,7 @@ class Task(ABC):
         self.config = self.Config() if config is None else config
         self.path = path
         self.seed = seed
+        self.faults: list[str] = []  # broken records that were tolerated, as "file:line: fault"
 
     @abstractmethod
     def split(self, name: str, n: int | None = None) -> Sequence[Example]:

@@ -1,0 +1,115 @@
+"""A run's evaluation: itself, its controls, its visible chain and its baselines, in one table."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quietreasoning.contract import Method
+from quietreasoning.data.config import DataConfig, build_task
+from quietreasoning.data.encoder import Encoder
+from quietreasoning.data.load import load_split
+from quietreasoning.evaluate import harness
+from quietreasoning.evaluate.config import EvalConfig
+from quietreasoning.evaluate.controls import Arm, arms_of
+from quietreasoning.evaluate.rows import Report, save
+from quietreasoning.evaluate.table import table
+from quietreasoning.run import Builder, Loaded, StageConfig, open_checkpoint, open_run
+from quietreasoning.train import checkpoint
+from quietreasoning.train.signals import StopFlag, Stopped
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The questions of one evaluation."""
+
+    data: DataConfig
+    config: EvalConfig
+    encoder: Encoder
+    seed: int
+
+    def ask(self, arms: list[Arm], stop: StopFlag, *, shortcuts: bool = False) -> Report:
+        """Every arm on the same examples. Raises train's Stopped where a signal came."""
+        task = build_task(self.data)
+        examples, dropped = load_split(task, self.config.split, self.data, self.encoder, n=self.config.n)
+        if dropped:
+            print(f"{dropped} {self.config.split} examples are too long and were left out", file=sys.stderr)
+        return harness.evaluate(
+            arms,
+            examples,
+            task=task.name,
+            scorer=task.scorer,
+            encode_prompt=lambda example: self.encoder.encode(example).prompt,
+            decode=self.encoder.text,
+            config=self.config,
+            seed=self.seed,
+            shortcuts=task.shortcuts if shortcuts else None,
+            stop=lambda: stop.requested,
+        )
+
+
+def quick_rows(builder: Builder, stage: StageConfig, method: Method, stop: StopFlag) -> list[dict[str, Any]]:
+    """During training: the method alone on validation rows, no controls, no clock."""
+    config = EvalConfig.model_validate(
+        builder.config.eval.model_dump()
+        | {"split": "valid", "controls": (), "efforts": (), "timing": 0, "samples": 0}
+    )
+    encoder = builder.encoder(stage.data, method.backbone.context)
+    exam = Exam(stage.data, config, encoder, builder.config.seed)
+    try:
+        return list(exam.ask([Arm(method, method.config.name)], stop).rows)
+    except harness.Stopped:
+        raise Stopped() from None
+
+
+def prove(loaded: Loaded) -> list[dict[str, Any]]:
+    """Evaluate a run, print the table, keep the report in RUN/eval/rows.json; returns the rows."""
+    config, stop = loaded.config, StopFlag()
+    exam = Exam(config.stages[-1].data, config.eval, loaded.encoder, config.seed)
+    arms = [*baselines(loaded), *arms_of_run(loaded)]
+    kept = loaded.folder / "eval" / "rows.json"
+    with stop.listening():
+        try:
+            report = exam.ask(arms, stop, shortcuts=True)
+        except harness.Stopped as stopped:
+            save(kept, [stopped.report])
+            raise Stopped(
+                f"stopped; the finished rows are in {kept}. The same command asks all again"
+            ) from None
+    save(kept, [report])
+    show(report, kept)
+    return list(report.rows)
+
+
+def arms_of_run(loaded: Loaded) -> list[Arm]:
+    method = loaded.method
+    return arms_of(method, method.config.name, loaded.config.eval.controls, loaded.config.eval.efforts)
+
+
+def baselines(loaded: Loaded) -> list[Arm]:
+    """The runs that `eval.baselines` names, and this run's own stages of another method."""
+    arms = [Arm(run.method, run.method.config.name) for run in map(open_run, loaded.config.eval.baselines)]
+    names = {arm.label for arm in arms} | {loaded.method.config.name}
+    for path in checkpoint.checkpoints(loaded.folder):
+        state = checkpoint.read_json(path / "state.json")
+        name = loaded.config.stages[state["stage_index"]].method.name
+        if state["stage_done"] and name not in names and not checkpoint.verify(path):
+            arms.append(Arm(open_checkpoint(loaded.folder, path, loaded.config).method, name))
+            names.add(name)
+    for missing in sorted({"plain", "cot"} - names):
+        print(
+            f"note: no {missing} arm in this table; train one and add eval.baselines=[RUN]", file=sys.stderr
+        )
+    return arms
+
+
+def show(report: Report, kept: Path) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(table(report.rows, title=f"{report.task} ({report.split}), n = {report.rows[0]['n']}"))
+    for verdict in report.verdicts:
+        console.print(verdict["text"], highlight=False)
+    console.print(f"rows: {kept}", highlight=False)

@@ -132,9 +132,9 @@ def test_eval_refuses_a_control_that_does_not_exist(trained):
 
 def test_generate_and_chat_answer_and_name_the_cost(trained):
     prompt = "a > b , b > c ? a 1"
-    code, out, err = quiet("generate", str(trained), "--prompt", prompt, "--max-new-tokens", "8")
+    code, _, err = quiet("generate", str(trained), "--prompt", prompt, "--max-new-tokens", "8")
     assert code == 0 and "passes" in err, err
-    code, out, err = quiet("chat", str(trained), "--max-new-tokens", "8", stdin=f"{prompt}\n\n{prompt}\n")
+    code, _, err = quiet("chat", str(trained), "--max-new-tokens", "8", stdin=f"{prompt}\n\n{prompt}\n")
     assert code == 0 and err.count("passes") == 2
 
 
@@ -155,4 +155,7 @@ def test_two_ranks_train_by_the_same_command(tmp_path):
         arguments, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr
-    assert list(tmp_path.glob("run/step-*"))
+    assert {path.name for path in tmp_path.glob("run/step-000004/rank-*")} == {
+        "rank-0.safetensors",
+        "rank-1.safetensors",
+    }

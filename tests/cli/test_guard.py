@@ -59,7 +59,8 @@ def test_debug_shows_the_traceback(monkeypatch):
         guarded(lambda: (_ for _ in ()).throw(RuntimeError("x")))()
 
 
-def test_only_the_first_rank_speaks(monkeypatch, capsys):
+def test_a_rank_says_which_it_is(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert outcome(UserError("x")) == 2
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "quiet: rank 1: x\n"

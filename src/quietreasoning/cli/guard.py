@@ -32,9 +32,9 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
 
 
 def complain(line: str) -> None:
-    """One line on stderr; with several ranks, only the first one speaks."""
-    if os.environ.get("RANK", "0") == "0":
-        typer.echo(f"quiet: {line}", err=True)
+    """One line on stderr; one of several ranks says which it is."""
+    rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    typer.echo(f"quiet: {rank}{line}", err=True)
 
 
 def _run(command: Callable[[], int | None]) -> int:
@@ -81,7 +81,7 @@ def _explain(error: Exception) -> int:
 
 def _write_log() -> str:
     """Save the traceback that is being handled; returns the file's name."""
-    from quietreasoning.cli.machine import versions
+    from quietreasoning.versions import versions
 
     with tempfile.NamedTemporaryFile(
         "w", prefix="quiet-error-", suffix=".log", delete=False, encoding="utf-8"

@@ -8,29 +8,16 @@ import shutil
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = (
-    "quietreasoning",
-    "torch",
-    "transformers",
-    "accelerate",
-    "peft",
-    "tokenizers",
-    "safetensors",
-    "numpy",
-)
+from quietreasoning.versions import version, versions
+
 LOW_DISK_BYTES = 5 * 2**30
 LOW_MEMORY_BYTES = 2 * 2**30
-
-
-def versions() -> dict[str, str]:
-    """Python and the packages that results depend on."""
-    return {"python": platform.python_version()} | {name: _version(name) or "missing" for name in PACKAGES}
 
 
 def describe() -> tuple[list[tuple[str, str]], list[str]]:
     """(what, value) rows and warnings. Imports torch, with the TPU plug-in kept from loading."""
     warnings = _package_warnings()
-    if _version("torch-tpu") is not None:
+    if version("torch-tpu") is not None:
         os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
         warnings.append(
             "torch-tpu is installed: without a TPU it breaks `import torch`. Uninstall it, or set "
@@ -64,13 +51,6 @@ def describe() -> tuple[list[tuple[str, str]], list[str]]:
     return rows, warnings
 
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _package_warnings() -> list[str]:
     from packaging.requirements import Requirement
 
@@ -79,7 +59,7 @@ def _package_warnings() -> list[str]:
         requirement = Requirement(text)
         if requirement.marker is not None:  # an extra, or another platform
             continue
-        found = _version(requirement.name)
+        found = version(requirement.name)
         if found is None:
             warnings.append(f"{requirement.name} is missing: pip install '{requirement}'")
         elif not requirement.specifier.contains(found, prereleases=True):

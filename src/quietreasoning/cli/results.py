@@ -18,10 +18,11 @@ def demo(
     json: str = JSON,
 ) -> int:
     """Train a tiny model to think without saying it, prove it, and talk to it."""
+    numbers = _seeds(seeds)
     from quietreasoning.cli.output import write_json
     from quietreasoning.demo import demo as tell
 
-    code, rows = tell(seeds=_seeds(seeds), out=out)
+    code, rows = tell(seeds=numbers, out=out)
     write_json(json, rows)
     return code
 

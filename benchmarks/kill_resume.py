@@ -1,7 +1,7 @@
 """`python benchmarks/kill_resume.py [kills] [seed]`: kill -9 a run that saves every step, at random moments.
 
 Every restart must resume, and losses and final weights must equal those of a run that was left alone, bit for
-bit. The test suite does the same with fewer kills (tests/train/test_stages.py).
+bit. The test suite does the same with fewer kills (tests/train/test_signals.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "train"))
 
 from conftest import SLOW_IMPORTS
-from test_stages import kill_and_resume
+from test_signals import kill_and_resume
 
 
 def main(kills: int = 20, seed: int = 0) -> None:

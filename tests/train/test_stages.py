@@ -1,25 +1,17 @@
-"""Runs that stop, die, or change hands go on as if nothing had happened."""
+"""Runs that stop or change hands go on as if nothing had happened."""
 
-import os
 import random
-import signal
 from dataclasses import replace
 
 import pytest
 import torch
-from train_toys import Toy, logged, run_toy, toy_batches, toy_plan, weights_hash
+from train_toys import FULL, Toy, logged, rows, run_toy, toy_batches, toy_plan, weights_hash
 
 from quietreasoning.config import UserError
 from quietreasoning.track import read_log
 from quietreasoning.train.checkpoint import checkpoints, read_json, verify
 from quietreasoning.train.signals import EXIT_RESUMABLE, StopFlag, Stopped
 from quietreasoning.train.stages import flat_rows
-
-DEADLINE_SECONDS = 60
-FULL = {
-    "toy": {"dropout": 0.3, "carries": True},
-    "optim": {"name": "adamw", "ema": 0.8, "schedule": "cosine", "warmup_steps": 3},
-}
 
 
 def losses(run_dir):
@@ -107,13 +99,6 @@ def test_a_changed_recipe_is_shown_and_refused_and_a_harmless_change_is_not(tmp_
     run_toy(tmp_path, toy_plan(steps=4, log_every=3, keep=1, save_every=2))
 
 
-def rows(accuracy):
-    return [
-        {"task": "t", "method": "toy", "control": None, "effort": None, "accuracy": accuracy, "passes": 3.0},
-        {"task": "t", "method": "toy", "control": "zero", "effort": 2, "accuracy": 0.0},
-    ]
-
-
 def test_evaluation_is_logged_keeps_the_best_and_leaves_training_alone(tmp_path):
     accuracies = {2: 0.3, 4: 0.9, 6: 0.1, 7: 0.2}
 
@@ -188,135 +173,3 @@ def test_damage_to_an_earlier_stage_stops_only_those_who_borrow_from_it(tmp_path
     with pytest.raises(UserError, match="borrows"):
         run_toy(tmp_path, first, replace(second, make_method=lambda previous: Borrowing(dropout=0.1)))
     assert run_toy(tmp_path, *two_stages()).steps == 11
-
-
-# processes and real signals
-
-
-class Telling:
-    """A sink that tells a pipe of every step."""
-
-    def __init__(self, pipe):
-        self.pipe = pipe
-
-    def stage(self, name, unit, total, done):
-        pass
-
-    def write(self, row):
-        self.pipe.send(row["step"])
-
-    def note(self, text):
-        pass
-
-    def close(self):
-        pass
-
-
-def child_run(run_dir, pipe, steps):
-    torch.set_num_threads(1)
-    run_toy(run_dir, toy_plan(steps=steps, **FULL), sinks=[Telling(pipe)])
-
-
-def wait_for(pipe, step):
-    """The first step at or after `step` that the child tells of; the last one if it ends before."""
-    told = 0
-    while told < step:
-        assert pipe.poll(DEADLINE_SECONDS), "the run hangs"
-        try:
-            told = pipe.recv()
-        except EOFError:
-            break
-    return told
-
-
-def test_kill_9_at_random_moments_loses_nothing(processes, tmp_path):
-    """benchmarks/kill_resume.py does the same with more kills."""
-    kill_and_resume(processes, tmp_path, kills=8, steps=40, seed=1)
-
-
-def kill_and_resume(processes, tmp_path, kills, steps, seed):
-    draw = random.Random(seed)
-    run_toy(tmp_path / "through", toy_plan(steps=steps, **FULL))
-    done, killed = 0, 0
-    while killed < kills:
-        ours, theirs = processes.Pipe()
-        child = processes.Process(target=child_run, args=(tmp_path / "killed", theirs, steps))
-        child.start()
-        theirs.close()
-        reached = wait_for(ours, done + draw.randint(1, max(1, (steps - done) // (kills - killed + 1))))
-        ours.poll(draw.random() * 0.03)  # somewhere inside the step or the save that follows
-        os.kill(child.pid, signal.SIGKILL)
-        child.join(DEADLINE_SECONDS)
-        assert reached < steps, "the run ended before it was killed"
-        done, killed = reached, killed + 1
-    summary = run_toy(tmp_path / "killed", toy_plan(steps=steps, **FULL))
-    assert summary.notes  # it went on, it did not start over
-    assert logged(tmp_path / "killed") == logged(tmp_path / "through")
-    last = f"step-{steps:06d}"
-    assert weights_hash(tmp_path / "killed" / last) == weights_hash(tmp_path / "through" / last)
-
-
-def signalled_run(run_dir, pipe, phase, times):
-    """Waits in `phase` for as many signals as the parent sends, then goes on."""
-    torch.set_num_threads(1)
-    stop = StopFlag()
-
-    def wait(here):
-        if here == phase and not stop.requested:
-            pipe.send("ready")
-            while not stop.requested:  # the handler runs as soon as the signal is here
-                signal.pause()
-            if times == 2:
-                pipe.send("again")
-                signal.pause()
-
-    def batch_at(step, *where):
-        if step == 3:
-            wait("train")
-        return toy_batches(8)(step, *where)
-
-    def evaluate(method, step):
-        if step == 4:
-            wait("evaluate")
-        stop.check()
-        return rows(0.5)
-
-    def make_batches():
-        wait("data")
-        stop.check()
-        return batch_at
-
-    with stop.listening():
-        plan = replace(toy_plan(steps=6, evaluate=evaluate, eval_every=4, **FULL), make_batches=make_batches)
-        run_toy(run_dir, plan, stop=stop)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize(("phase", "saved"), [("data", 0), ("train", 3), ("evaluate", 4)])
-def test_a_signal_saves_and_leaves_with_75_in_every_phase(processes, tmp_path, phase, saved, number):
-    ours, theirs = processes.Pipe()
-    child = processes.Process(target=signalled_run, args=(tmp_path / "run", theirs, phase, 1))
-    child.start()
-    assert ours.poll(DEADLINE_SECONDS)
-    os.kill(child.pid, number)
-    child.join(DEADLINE_SECONDS)
-    assert child.exitcode == 75
-    found = checkpoints(tmp_path / "run") if saved else []
-    assert (found[-1].name == f"step-{saved:06d}") if saved else not found
-    plan = toy_plan(steps=6, evaluate=lambda method, step: rows(0.5), eval_every=4, **FULL)
-    run_toy(tmp_path / "run", plan)
-    run_toy(tmp_path / "through", plan)
-    assert logged(tmp_path / "run") == logged(tmp_path / "through")
-
-
-def test_a_second_signal_leaves_at_once(processes, tmp_path):
-    ours, theirs = processes.Pipe()
-    child = processes.Process(target=signalled_run, args=(tmp_path, theirs, "train", 2))
-    child.start()
-    for _ in range(2):
-        assert ours.poll(DEADLINE_SECONDS)
-        ours.recv()
-        os.kill(child.pid, signal.SIGTERM)
-    child.join(DEADLINE_SECONDS)
-    assert child.exitcode == 75
-    assert checkpoints(tmp_path)[-1].name == "step-000003"  # the periodic save; nothing more was written

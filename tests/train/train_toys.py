@@ -15,6 +15,11 @@ from quietreasoning.train.stages import StagePlan, run_stages
 
 VOCAB = 17
 WIDTH = 8
+# settings under which everything a checkpoint holds matters
+FULL = {
+    "toy": {"dropout": 0.3, "carries": True},
+    "optim": {"name": "adamw", "ema": 0.8, "schedule": "cosine", "warmup_steps": 3},
+}
 
 
 class ToyBackbone(nn.Module):
@@ -136,3 +141,11 @@ def logged(run_dir, key="train/loss"):
 
 def weights_hash(path) -> str:
     return read_json(path / "manifest.json")["files"]["method.safetensors"]["sha256"]
+
+
+def rows(accuracy):
+    """What an evaluation returns."""
+    return [
+        {"task": "t", "method": "toy", "control": None, "effort": None, "accuracy": accuracy, "passes": 3.0},
+        {"task": "t", "method": "toy", "control": "zero", "effort": 2, "accuracy": 0.0},
+    ]

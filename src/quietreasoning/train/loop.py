@@ -116,8 +116,8 @@ def train(
                 state.ema.update()
             state.carries = carries
         state.optimizer.zero_grad()
-        state.step += 1
-        state.tokens += int(counts.get("token", 0))
+        tokens = int(counts.get("token", 0))
+        state.step, state.tokens = state.step + 1, state.tokens + tokens
         if state.bad_in_a_row >= config.max_bad_steps:
             raise BadSteps(bad_message(state, summed["loss"], grad_norm), window)
         seconds = time.perf_counter() - began
@@ -126,13 +126,11 @@ def train(
             stage_step=state.step,
             stage=stage,
             loss=summed["loss"],
-            losses={
-                name: summed[f"loss/{name}"] / max(counts[unit], 1.0) for name, unit in sums.units.items()
-            },
+            losses=sums.term_means(summed, counts),
             metrics=means(summed),
             lr=lr,
             grad_norm=grad_norm,
-            tokens=int(counts.get("token", 0)),
+            tokens=tokens,
             total_tokens=state.tokens,
             seconds=seconds,
             data_share=data_seconds / seconds,
@@ -210,6 +208,10 @@ class Sums:
         tensors = [grad_norm, *self.values.values()]
         values = torch.stack([t.double() for t in tensors]).tolist()
         return values[0], dict(zip(self.values, values[1:], strict=True))
+
+    def term_means(self, summed: dict[str, float], counts: dict[str, float]) -> dict[str, float]:
+        """Term -> its sum over lanes and ranks per unit counted there."""
+        return {name: summed[f"loss/{name}"] / max(counts[unit], 1.0) for name, unit in self.units.items()}
 
     def _add(self, name: str, value: Tensor) -> None:
         self.values[name] = self.values[name] + value if name in self.values else value

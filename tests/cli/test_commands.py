@@ -132,10 +132,10 @@ def test_eval_refuses_a_control_that_does_not_exist(trained):
 
 def test_generate_and_chat_answer_and_name_the_cost(trained):
     prompt = "a > b , b > c ? a 1"
-    code, _, err = quiet("generate", str(trained), "--prompt", prompt, "--max-new-tokens", "8")
-    assert code == 0 and "passes" in err, err
-    code, _, err = quiet("chat", str(trained), "--max-new-tokens", "8", stdin=f"{prompt}\n\n{prompt}\n")
-    assert code == 0 and err.count("passes") == 2
+    code, out, err = quiet("generate", str(trained), "--prompt", prompt, "--max-new-tokens", "8")
+    assert code == 0 and "passes" in out, err
+    code, out, err = quiet("chat", str(trained), "--max-new-tokens", "8", stdin=f"{prompt}\n\n{prompt}\n")
+    assert code == 0 and out.count("passes") == 2, err
 
 
 def test_generate_refuses_an_effort_without_a_dial(trained):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from quietreasoning.cli.look import setting_rows
+from quietreasoning.cli.look import brief, setting_rows
 from quietreasoning.cli.output import human_bytes, print_table, write_json
 
 
@@ -52,3 +52,22 @@ def test_settings_are_shown_with_their_sources():
     ]
     values["stages"].append({"name": "more", "train": {"steps": 6}})
     assert ("stages.more.train.steps", 6, "recipe r") in setting_rows(values, {"stages.more": "recipe r"})
+
+
+def test_a_stage_is_shown_by_what_it_changes():
+    rows = [
+        ("seed", 0, "default"),
+        ("stages.a.train.steps", 5, "recipe"),
+        ("stages.a.optim.lr", 1, "recipe"),
+        ("stages.b.train.steps", 6, "recipe, stage b"),
+        ("stages.b.optim.lr", 1, "recipe"),
+        ("stages.c.train.steps", 5, "recipe, stage c"),
+        ("stages.c.optim.lr", 1, "recipe"),
+    ]
+    assert [key for key, _, _ in brief(rows)] == [
+        "seed",
+        "stages.a.train.steps",
+        "stages.a.optim.lr",
+        "stages.b.train.steps",
+        "stages.c.train.steps",
+    ]

@@ -50,9 +50,12 @@ def show(
     if json is not None:
         write_json(json, [{"key": key, "value": value, "source": source} for key, value, source in rows])
     if json != "-":
+        kept = brief(rows)
         print_table(
-            ("setting", "value", "from"), [(key, _shown(value), source) for key, value, source in rows]
+            ("setting", "value", "from"), [(key, _shown(value), source) for key, value, source in kept]
         )
+        if len(kept) < len(rows):
+            typer.echo(f"and {len(rows) - len(kept)} more that a stage takes over from the stage before it")
 
 
 def setting_rows(values: dict, provenance: dict[str, str]) -> list[tuple[str, object, str]]:
@@ -72,10 +75,27 @@ def _source(provenance: dict[str, str], key: str) -> str:
     return "default"
 
 
+def brief(rows: list[tuple[str, object, str]]) -> list[tuple[str, object, str]]:
+    """The rows, less what a stage takes over unchanged from the stage before it."""
+    kept, last, before, current = [], None, {}, {}
+    for key, value, source in rows:
+        if key.startswith("stages."):
+            _, stage, inner = key.split(".", 2)
+            if stage != last:
+                last, before, current = stage, current, {}
+            current[inner] = (value, source)
+            if before.get(inner) == (value, source):
+                continue
+        kept.append((key, value, source))
+    return kept
+
+
 def _shown(value: object) -> str:
     from quietreasoning.yaml_text import dump_yaml
 
-    return dump_yaml([value]).removeprefix("- ").strip() if not isinstance(value, list) else str(value)
+    if isinstance(value, str) and not value.isprintable():
+        return repr(value)
+    return str(value) if isinstance(value, list) else dump_yaml([value]).removeprefix("- ").strip()
 
 
 @guarded

@@ -63,6 +63,6 @@ def _answer(loaded, prompt: str, effort: int | None, max_new_tokens: int | None)
     spent = reply.visible_tokens[0]
     if spent:
         typer.echo(f"thinks: {' '.join(loaded.encoder.text(reply.tokens[0][:spent]).split())}")
-    typer.echo(loaded.encoder.text(reply.answers[0]))
+    typer.echo(loaded.encoder.text(reply.answers[0]) or "(no answer)")
     cost = f"{spent} thinking tokens, {reply.passes[0]} passes, {reply.latent_steps[0]} latent steps"
-    typer.echo(f"[{cost}, {reply.milliseconds:.0f} ms]", err=not sys.stdout.isatty())
+    typer.echo(f"[{cost}, {reply.milliseconds:.0f} ms]")

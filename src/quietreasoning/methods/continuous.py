@@ -60,7 +60,7 @@ class Continuous(LatentMethod):
         repeat_last: bool = False
         """Latents beyond the last step say it again; else they are free."""
         visible_from: int | None = Field(None, ge=0)
-        """First gold step that stays visible; null = none. Coconut's stage k: latents k * per_step, here k."""
+        """First gold step that stays visible; null = none. Coconut's stage k: k, with latents k * per_step."""
         target: Literal["result", "step"] = "result"
         """What a latent says: its step's first result token, or, by an auxiliary decoder, the whole step."""
         weights: ContinuousWeights = ContinuousWeights()
@@ -71,10 +71,13 @@ class Continuous(LatentMethod):
             weights = self.weights
             if self.latents and (self.latents - self.lead) % self.per_step:
                 raise ValueError(
-                    f"latents {self.latents} less lead {self.lead} must be a multiple of per_step {self.per_step}"
+                    f"latents {self.latents} less lead {self.lead} must be a multiple of "
+                    f"per_step {self.per_step}"
                 )
-            if not (weights.answer or weights.step):
-                raise ValueError("weights.answer and weights.step are both 0, so no latent would be trained")
+            if not (weights.answer or (weights.step and self.latents)):
+                raise ValueError("weights.answer is 0 and no latent says a step, so nothing would be trained")
+            if self.lead > self.latents:
+                raise ValueError(f"lead {self.lead} must be at most latents {self.latents}")
             if weights.match and not (weights.chain and weights.answer and self.visible_from is None):
                 raise ValueError(
                     "weights.match needs weights.chain and weights.answer, and visible_from=null"
@@ -92,7 +95,7 @@ class Continuous(LatentMethod):
         weights, counts = self.config.weights, {}
         if weights.answer:
             counts["token"] = count_labels(batch, self.markers, self.config.visible_from)
-        if weights.step:
+        if weights.step and self.config.latents:
             counts["step_token"] = count_targets(self._targets(batch))
         if weights.chain:
             counts["chain_token"] = count_labels(batch, self.markers, 0)
@@ -140,7 +143,7 @@ class Continuous(LatentMethod):
             predicting_BTD = torch.cat([prompt.hidden_BTD[:, -1:], states.hidden_BTD], 1)[:, latents:]
             total, metrics = score_visible(self.backbone, predicting_BTD, visible)
             terms["answer"] = Term(total, "token", weights.answer)
-        if weights.step:
+        if weights.step and latents:
             saying_BJD = hidden_BLD[:, self.config.lead + self.config.per_step - 1 :: self.config.per_step]
             total, hits, count = self._score_steps(saying_BJD, self._targets(batch))
             terms["step"] = Term(total, "step_token", weights.step)

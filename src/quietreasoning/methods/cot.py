@@ -1,4 +1,4 @@
-"""Visible chain of thought: write the gold steps, then the answer prefix, then the answer (arXiv 2201.11903)."""
+"""Visible chain of thought: write the gold steps, answer prefix and answer (arXiv 2201.11903)."""
 
 from __future__ import annotations
 

@@ -36,6 +36,10 @@ class LatentMethod(Method):
         `prompt` keeps its cache: fork it. ValueError where `effort` is out of range.
         """
 
+    def latent_steps(self, thoughts_BKD: Tensor, passes: int) -> int:
+        """What the thoughts of `think` count as in a Response."""
+        return thoughts_BKD.shape[1]
+
     def read(
         self, prompt: States, thoughts_BKD: Tensor, ids_BT: Tensor, role_BT: Tensor, *, layers: bool = False
     ) -> States:
@@ -62,7 +66,9 @@ class LatentMethod(Method):
         ids_BM = prefix_ids(self.markers, len(prompt_BP), prompt_BP.device)
         if self.visible_steps:
             ids_BM = ids_BM[:, :0]
-        states = self.read(prompt, thoughts_BKD, ids_BM, role_of(ids_BM, Role.MARKER))
+        states = prompt
+        if thoughts_BKD.shape[1] + ids_BM.shape[1]:
+            states = self.read(prompt, thoughts_BKD, ids_BM, role_of(ids_BM, Role.MARKER))
         rows = greedy(
             self.backbone,
             states.past,
@@ -75,6 +81,6 @@ class LatentMethod(Method):
             self.markers,
             given=not self.visible_steps,
             passes=passes,
-            latent_steps=thoughts_BKD.shape[1],
+            latent_steps=self.latent_steps(thoughts_BKD, passes),
             started=started,
         )

@@ -58,12 +58,19 @@ class Slots(LatentMethod):
         weights: SlotWeights = SlotWeights()
         """Loss weights."""
 
+        @model_validator(mode="after")
+        def _trains_something(self) -> Slots.Config:
+            if not self.weights.answer and not self.blocks:
+                raise ValueError("weights.answer is 0 and blocks is 0, so nothing would be trained")
+            return self
+
     def __init__(self, backbone: Backbone, config: Config, markers: Markers):
         super().__init__(backbone, config, markers)
         scale = embedding_rms(backbone)
         self.feedback = Feedback(backbone.width, scale) if config.blocks else None
         self.mutual = config.blocks * config.width if config.attend == "full" else 0
-        self.slot_KD = nn.Parameter(torch.randn(config.blocks * config.width, backbone.width) * scale)
+        slots = config.blocks * config.width
+        self.slot_KD = nn.Parameter(torch.randn(slots, backbone.width) * scale) if slots else None
 
     def units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
         counts = {}
@@ -93,12 +100,15 @@ class Slots(LatentMethod):
         loops = self.config.loops if effort is None else effort
         if loops < 1:
             raise ValueError(f"effort={effort}: slots need at least 1 loop")
-        if not len(self.slot_KD):
+        if self.slot_KD is None:
             return prompt.hidden_BTD[:, :0], 1
         return self.refine(prompt, loops)[0], loops
 
+    def latent_steps(self, thoughts_BKD: Tensor, passes: int) -> int:
+        return thoughts_BKD.shape[1] * passes
+
     def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
-        weights, slots = self.config.weights, len(self.slot_KD)
+        weights, slots = self.config.weights, self.config.blocks * self.config.width
         prompt = read_prompt(self.backbone, batch.prompt_BP)
         content_BKD, hidden = prompt.hidden_BTD[:, :0], []
         if slots:

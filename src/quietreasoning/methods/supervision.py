@@ -43,6 +43,9 @@ def score_decoded(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One thought's state predicts all tokens of its step through the decoder: sum, hits, count."""
     has_step_BJ = (target_BJS != IGNORE).any(-1)
+    if not has_step_BJ.any():  # no row of this lane has a step, and a GRU refuses to read nothing
+        none = torch.zeros((), dtype=torch.long, device=target_BJS.device)
+        return empty_sum(hidden_BJD), none, none
     target_NS = target_BJS[has_step_BJ]
     hidden_NSD = decoder(hidden_BJD[has_step_BJ], backbone.embed(target_NS))
     counted_NS = target_NS != IGNORE

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Feedback(nn.Module):
-    """h -> scale * RMSNorm(h + W2 gelu(W1 h)), W2 = 0 at the start: latents have the norm of token embeddings.
+    """h -> scale * RMSNorm(h + W2 gelu(W1 h)), W2 = 0 at the start: latents are as long as token embeddings.
 
     The projection of CODI (arXiv 2502.21074) is an MLP and a norm; the residual and the learned scale are
     ours, so that a warm-started model first sees a latent of familiar size.
@@ -24,13 +24,14 @@ class Feedback(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
+        hidden = hidden.to(self.up.weight.dtype)  # the backbone may hold its weights in bf16
         return self.norm(hidden + self.down(nn.functional.gelu(self.up(hidden))))
 
 
 class StepDecoder(nn.Module):
     """Auxiliary decoder: from one thought's state to all tokens of its step; not used at inference.
 
-    One GRU whose first state is the thought (SIM-CoT, arXiv 2509.20317, trains a whole decoder; ours is small).
+    One GRU whose first state is the thought (SIM-CoT, arXiv 2509.20317, trains a whole decoder).
     """
 
     def __init__(self, width: int):
@@ -41,6 +42,8 @@ class StepDecoder(nn.Module):
 
     def forward(self, thought_ND: Tensor, embeds_NSD: Tensor) -> Tensor:
         """States [N, S, D] that predict the S tokens whose embeddings are given (teacher forcing)."""
+        thought_ND = thought_ND.to(self.start.weight.dtype)
+        embeds_NSD = embeds_NSD.to(self.start.weight.dtype)
         shifted_NSD = torch.cat([torch.zeros_like(embeds_NSD[:, :1]), embeds_NSD[:, :-1]], 1)
         hidden_NSD, _ = self.cell(shifted_NSD, torch.tanh(self.start(thought_ND))[None])
         return self.out(hidden_NSD)

@@ -1,0 +1,166 @@
+"""Every method in every shape worth a test, on a tiny real backbone and rows of every length."""
+
+from __future__ import annotations
+
+import torch
+
+from quietreasoning.backbone import Backbone, BackboneConfig, ScratchConfig, load_backbone
+from quietreasoning.contract import IGNORE, Batch, Markers, Method
+from quietreasoning.methods import METHODS
+from quietreasoning.optim.settings import OptimConfig
+from quietreasoning.train.distributed import Machine
+from quietreasoning.train.loop import train
+from quietreasoning.train.settings import TrainConfig
+from quietreasoning.train.state import TrainState
+
+VOCAB = 40
+MARKERS = Markers(answer_prefix=(37, 38), eos=39)
+WORDS = 36  # ids a row may draw from; 0 is one of them, since padding must not read as token 0
+
+CASES: dict[str, tuple[str, dict]] = {
+    "plain": ("plain", {}),
+    "cot": ("cot", {"weights": {"answer": 0.5}}),
+    "pause": ("pause", {"fillers": 3}),
+    "pause-none": ("pause", {"fillers": 0}),
+    "continuous": ("continuous", {"latents": 3}),
+    "continuous-none": ("continuous", {"latents": 0, "weights": {"step": 0}}),
+    "continuous-two-a-step": ("continuous", {"latents": 5, "per_step": 2, "lead": 1, "repeat_last": True}),
+    "continuous-decoder": ("continuous", {"latents": 2, "target": "step"}),
+    "continuous-decoder-repeats": ("continuous", {"latents": 3, "target": "step", "repeat_last": True}),
+    "continuous-steps-only": ("continuous", {"latents": 2, "weights": {"answer": 0}}),
+    "coconut-start": ("continuous", {"latents": 0, "visible_from": 0, "weights": {"step": 0}}),
+    "coconut": ("continuous", {"latents": 4, "per_step": 2, "visible_from": 2, "weights": {"step": 0}}),
+    "codi": ("continuous", {"latents": 2, "weights": {"step": 0, "chain": 1, "match": 0.7}}),
+    "chain": ("continuous", {"latents": 2, "weights": {"chain": 0.5}}),
+    "slots": ("slots", {"blocks": 3, "loops": 3}),
+    "slots-none": ("slots", {"blocks": 0, "weights": {"step": 0}}),
+    "slots-wide": ("slots", {"blocks": 2, "width": 2, "loops": 3, "target": "step", "supervise": "all"}),
+    "slots-full": ("slots", {"blocks": 3, "loops": 2, "attend": "full", "repeat_last": True}),
+    "slots-steps-only": ("slots", {"blocks": 2, "loops": 3, "weights": {"answer": 0}}),
+}
+NULLS = ("pause-none", "continuous-none", "slots-none", "coconut-start")
+
+
+def scratch(seed: int = 0, *, std: float = 0.3, **shape) -> Backbone:
+    """Two layers whose fresh weights are large enough for prompts to be told apart."""
+    torch.manual_seed(seed)
+    shape = {"layers": 2, "width": 32, "heads": 2, "mlp": 32, "context": 96, "init_std": std} | shape
+    return load_backbone(BackboneConfig(scratch=ScratchConfig(**shape)), VOCAB)
+
+
+def make(case: str, backbone: Backbone | None = None) -> Method:
+    """The method of a case; the backbone is a fresh one unless given."""
+    name, settings = CASES[case]
+    backbone = backbone or scratch()
+    torch.manual_seed(1)
+    method = METHODS[name](backbone, METHODS[name].Config(**settings), MARKERS)
+    return method.train()
+
+
+def row_of(index: int) -> tuple[list[int], list[list[int]], list[list[int]], list[int]]:
+    """Prompt, steps, results, answer of row `index`: 3-8 tokens, 0-3 steps, 1-3 tokens. Every 7th has none."""
+    draw = torch.Generator().manual_seed(1000 + index)
+
+    def ids(low: int, high: int) -> list[int]:
+        count = int(torch.randint(low, high + 1, (), generator=draw))
+        return torch.randint(0, WORDS, (count,), generator=draw).tolist()
+
+    prompt = ids(3, 8)
+    steps = [] if index % 7 == 3 else [ids(1, 4) for _ in range(1 + index % 3)]
+    results = [[] if index % 5 == 4 else step[-2:] for step in steps]  # a result may be unknown
+    return prompt, steps, results, [*ids(1, 3), MARKERS.eos]
+
+
+def pad(rows: list[list[int]], *, left: bool = False, width: int | None = None) -> torch.Tensor:
+    width = max(map(len, rows), default=0) if width is None else width
+    filled = [([IGNORE] * (width - len(r)) + r) if left else (r + [IGNORE] * (width - len(r))) for r in rows]
+    return torch.tensor(filled, dtype=torch.long).reshape(len(rows), width)
+
+
+def batch_of(rows: list[int]) -> Batch:
+    """The rows as the data package collates them: padded to the longest here, whatever other rows need."""
+    made = [row_of(row) for row in rows]
+    count = max(len(steps) for _, steps, _, _ in made)
+
+    def nest(which: int) -> torch.Tensor:
+        width = max((len(part) for row in made for part in row[which]), default=0)
+        padded = [pad([*row[which], *[[]] * (count - len(row[which]))], width=width) for row in made]
+        return torch.stack(padded).reshape(len(rows), count, width)
+
+    return Batch(
+        torch.tensor(rows),
+        pad([row[0] for row in made], left=True),
+        nest(1),
+        nest(2),
+        pad([r[3] for r in made]),
+    )
+
+
+def batches(batch_size: int):
+    """batch_at of the contract: lanes and ranks only cut the rows of a step."""
+
+    def batch_at(step, lane, lanes, rank, world):
+        size = batch_size // (lanes * world)
+        first = step * batch_size + (lane * world + rank) * size
+        return batch_of(list(range(first, first + size)))
+
+    return batch_at
+
+
+def start(
+    case: str, *, machine: Machine | None = None, method: Method | None = None, **settings
+) -> TrainState:
+    """Training state under SGD with momentum, which sees both the scale of a loss and a lost state."""
+    config, optim = configs(**settings)
+    return TrainState.create(method or make(case), config, optim, machine)
+
+
+def configs(*, steps=3, accumulate=1, batch_size=8, sharding="ddp") -> tuple[TrainConfig, OptimConfig]:
+    config = TrainConfig(
+        steps=steps, batch_size=batch_size, accumulate=accumulate, precision="fp32", sharding=sharding
+    )
+    return config, OptimConfig(name="sgd", lr=0.02, clip=1.0)
+
+
+def go(state: TrainState, **settings) -> list[dict[str, float]]:
+    """Trains on; per step: the loss, every term, every metric and the gradient norm."""
+    config, optim = configs(**settings)
+    records = train(state, batches(config.batch_size), config, optim)
+    return [
+        {"loss": r.loss, "grad_norm": r.grad_norm, "tokens": r.tokens, **r.losses, **r.metrics}
+        for r in records
+    ]
+
+
+def weights(method: Method) -> dict[str, torch.Tensor]:
+    return {name: t.detach().clone() for name, t in method.state_dict().items()}
+
+
+def run(case: str, *, machine: Machine | None = None, **settings):
+    """(records, final weights) of a short training."""
+    state = start(case, machine=machine, **settings)
+    records = go(state, **settings)
+    return records, weights(state.finish())
+
+
+def run_all(rank: int, port: int, out: str, world: int = 2) -> None:
+    """All cases, replicated and sharded, as one of two gloo ranks; rank 0 writes what it saw."""
+    import json
+    import os
+
+    from safetensors.torch import save_file
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    machine = Machine.start("cpu")
+    for sharding in ("ddp", "fsdp"):
+        for case in CASES:
+            try:
+                records, final = run(case, machine=machine, sharding=sharding, accumulate=2)
+            except Exception as error:
+                raise RuntimeError(f"{case}, {sharding}") from error
+            if machine.main:
+                save_file({k: v.clone() for k, v in final.items()}, f"{out}/{case}-{sharding}.safetensors")
+                with open(f"{out}/{case}-{sharding}.json", "w") as file:
+                    json.dump(records, file)

@@ -1,0 +1,108 @@
+"""The loss is divided once: lanes and ranks cut the same rows, so they train the same model."""
+
+import json
+import multiprocessing
+import socket
+
+import pytest
+import torch
+from contract_cases import CASES, batch_of, go, make, row_of, run, run_all, start, weights
+from safetensors.torch import load_file
+
+from quietreasoning.contract import IGNORE
+from quietreasoning.train.snapshot import load_state, load_weights, save_state
+
+DEADLINE_SECONDS = 200
+PRELOAD = [
+    "quietreasoning.train.stages",
+    "quietreasoning.backbone",
+    "torch._dynamo",  # building an optimizer imports it
+    "accelerate",
+    "torch.distributed.fsdp",
+    "torch.distributed.device_mesh",
+]
+
+
+def assert_same_run(one, two):
+    (records, final), (other_records, other_final) = one, two
+    assert len(records) == len(other_records) == 3
+    for mine, theirs in zip(records, other_records, strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-4, abs=1e-6)
+    assert final.keys() == other_final.keys()
+    for name, tensor in final.items():
+        torch.testing.assert_close(tensor, other_final[name], rtol=1e-4, atol=2e-6, msg=name)
+
+
+def test_rows_are_ragged_in_every_field():
+    rows = [row_of(i) for i in range(24)]
+    assert {len(steps) for _, steps, _, _ in rows} == {0, 1, 2, 3}
+    assert any(not result for _, _, results, _ in rows for result in results)
+    assert len({len(prompt) for prompt, *_ in rows}) > 3 and len({len(answer) for *_, answer in rows}) == 3
+    assert any(not row_of(i)[1] for i in range(8))  # a lane of one row may hold no step at all
+    assert (batch_of([3]).steps_BKS.numel(), int((batch_of([3]).prompt_BP == IGNORE).sum())) == (0, 0)
+
+
+@pytest.fixture(scope="module")
+def one_lane():
+    found = {}
+
+    def get(case):
+        if case not in found:
+            found[case] = run(case)
+        return found[case]
+
+    return get
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_eight_lanes_of_one_equal_one_of_eight(case, one_lane):
+    assert_same_run(one_lane(case), run(case, accumulate=8))
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    out = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    children = [
+        context.Process(target=run_all, args=(rank, port, str(out)), daemon=True) for rank in range(2)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(DEADLINE_SECONDS)
+    codes = [child.exitcode for child in children]
+    for child in children:
+        child.kill()
+    assert codes == [0, 0]
+    return out
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_equal_one(case, sharding, two_ranks, one_lane):
+    records = json.loads((two_ranks / f"{case}-{sharding}.json").read_text())
+    assert_same_run(one_lane(case), (records, load_file(two_ranks / f"{case}-{sharding}.safetensors")))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resume_is_exact(case, tmp_path):
+    through = start(case, steps=4)
+    records = go(through, steps=4)
+    first = start(case, steps=4)
+    half = go(first, steps=2)
+    folder = save_state(first, tmp_path, run={}, position={})
+    torch.manual_seed(99)  # whatever happened in between
+    method = make(case)
+    with torch.no_grad():
+        for p in method.parameters():
+            p.add_(1.0)
+    load_weights(folder, method)
+    second = start(case, method=method, steps=4)
+    assert load_state(second, folder) == []
+    assert half + go(second, steps=4) == records
+    for name, tensor in weights(through.method).items():
+        assert torch.equal(tensor, weights(second.method)[name]), name

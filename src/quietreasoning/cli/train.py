@@ -26,13 +26,24 @@ def train(
     json: str = JSON,
 ) -> int:
     """Train a recipe; Ctrl-C saves, and the same command with --resume goes on."""
-    settings = list(settings or ())
-    signal.signal(signal.SIGTERM, _stop)  # until the run listens itself
+    asked: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, stop) for number in signals]  # until the run listens itself
     try:
-        return _train(recipe, settings, resume, dry_run, no_doctor, nproc, out, json)
-    except KeyboardInterrupt:
+        return _train(recipe, list(settings or ()), resume, dry_run, no_doctor, nproc, out, json)
+    except (KeyboardInterrupt, Exception):
+        if not asked:  # libraries turn an interrupt during their import into errors of their own
+            raise
         complain("stopped before the first step; nothing was lost, run the same command again")
         return EXIT_RESUMABLE
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _train(
@@ -60,7 +71,3 @@ def _train(
     code = run.train_run(resolved, resume=resume, dry_run=dry_run, doctor=not no_doctor)
     write_json(json, {"exit_code": code})
     return code
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -58,7 +58,7 @@ def make(case: str, backbone: Backbone | None = None) -> Method:
 
 
 def row_of(index: int) -> tuple[list[int], list[list[int]], list[list[int]], list[int]]:
-    """Prompt, steps, results, answer of row `index`: 3-8 tokens, 0-3 steps, 1-3 tokens. Every 7th has none."""
+    """Prompt, steps, results, answer of a row: 3-8 tokens, 0-3 steps (every 7th row has none), 1-3 tokens."""
     draw = torch.Generator().manual_seed(1000 + index)
 
     def ids(low: int, high: int) -> list[int]:

@@ -60,7 +60,7 @@ class Continuous(LatentMethod):
         repeat_last: bool = False
         """Latents beyond the last step say it again; else they are free."""
         visible_from: int | None = Field(None, ge=0)
-        """First gold step that stays visible; null = none. Coconut's stage k: k, with latents k * per_step."""
+        """First gold step that stays visible; null = none. Coconut's stage k: k, k * per_step latents."""
         target: Literal["result", "step"] = "result"
         """What a latent says: its step's first result token, or, by an auxiliary decoder, the whole step."""
         weights: ContinuousWeights = ContinuousWeights()

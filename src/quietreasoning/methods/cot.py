@@ -80,7 +80,8 @@ class ChainOfThought(Method):
         ids_BT = torch.tensor([[*c, *[IGNORE] * (longest - len(c))] for c in chains], device=device)
         ids_BT = ids_BT.reshape(len(chains), longest).long()
         filler_D = filler_embedding(self.backbone, self.markers, device)
-        chain_BTD = corrupt(self.backbone.embed(ids_BT), control, filler_D, row_seeds(prompt_BP))
+        seeds, real_BT = row_seeds(prompt_BP), ids_BT != IGNORE
+        chain_BTD = corrupt(self.backbone.embed(ids_BT), control, filler_D, seeds, real_BT)
         role_BT = role_of(ids_BT, Role.STEP)
         if control == "shuffle":  # the chain of the row before brings its length along
             role_BT = role_BT.roll(1, dims=0)

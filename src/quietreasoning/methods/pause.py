@@ -40,7 +40,7 @@ class Pause(Method):
 
     def __init__(self, backbone: Backbone, config: Config, markers: Markers):
         super().__init__(backbone, config, markers)
-        start_D = filler_embedding(backbone, markers, torch.device("cpu")).detach().clone()
+        start_D = filler_embedding(backbone, markers, torch.device("cpu")).detach().float().clone()
         self.filler_D = nn.Parameter(start_D) if config.fillers else None
 
     def units(self, batch: Batch, carry: Any = None) -> dict[str, int]:

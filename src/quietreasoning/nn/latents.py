@@ -44,6 +44,7 @@ class StepDecoder(nn.Module):
         """States [N, S, D] that predict the S tokens whose embeddings are given (teacher forcing)."""
         thought_ND = thought_ND.to(self.start.weight.dtype)
         embeds_NSD = embeds_NSD.to(self.start.weight.dtype)
-        shifted_NSD = torch.cat([torch.zeros_like(embeds_NSD[:, :1]), embeds_NSD[:, :-1]], 1)
-        hidden_NSD, _ = self.cell(shifted_NSD, torch.tanh(self.start(thought_ND))[None])
+        dtype = self.out.weight.dtype
+        shifted_NSD = torch.cat([torch.zeros_like(embeds_NSD[:, :1]), embeds_NSD[:, :-1]], 1).to(dtype)
+        hidden_NSD, _ = self.cell(shifted_NSD, torch.tanh(self.start(thought_ND.to(dtype)))[None])
         return self.out(hidden_NSD)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quietreasoning.build import Builder, Loaded, StageConfig, open_checkpoint, open_run
 from quietreasoning.contract import Method
 from quietreasoning.data.config import DataConfig, build_task
 from quietreasoning.data.encoder import Encoder
@@ -16,7 +17,6 @@ from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.evaluate.controls import Arm, arms_of
 from quietreasoning.evaluate.rows import Report, save
 from quietreasoning.evaluate.table import table
-from quietreasoning.run import Builder, Loaded, StageConfig, open_checkpoint, open_run
 from quietreasoning.train import checkpoint
 from quietreasoning.train.signals import StopFlag, Stopped
 
@@ -29,6 +29,7 @@ class Exam:
     config: EvalConfig
     encoder: Encoder
     seed: int
+    title: str | None = None  # how the rows name the task; None: its own name
 
     def ask(self, arms: list[Arm], stop: StopFlag, *, shortcuts: bool = False) -> Report:
         """Every arm on the same examples. Raises train's Stopped where a signal came."""
@@ -39,7 +40,7 @@ class Exam:
         return harness.evaluate(
             arms,
             examples,
-            task=task.name,
+            task=self.title or task.name,
             scorer=task.scorer,
             encode_prompt=lambda example: self.encoder.encode(example).prompt,
             decode=self.encoder.text,

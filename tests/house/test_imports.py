@@ -18,7 +18,7 @@ FLOORS = (
     {"report"},
     {"build"},
     {"proof", "planning"},
-    {"run", "proof", "planning"},
+    {"run"},
     {"demo"},
     {"cli"},
 )

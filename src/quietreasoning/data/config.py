@@ -76,7 +76,9 @@ class DataConfig(Settings):
     max_dropped_fraction: float = Field(0.05, ge=0, le=1)
     """Refuse after all when too_long=drop would drop more than this share of a split."""
     format: Format = Format()
+    """What stands between prompt, steps and answer."""
     tokenizer: TokenizerConfig = TokenizerConfig()
+    """Where the token ids come from."""
     options: Annotated[Settings, Pick("task", _OPTIONS, by="task")] = Field({})
     """The task's own settings."""
 

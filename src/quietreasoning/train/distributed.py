@@ -42,7 +42,9 @@ class Machine:
             return cls(found or torch.device("cpu"))
         from accelerate import PartialState  # the launcher alone needs it
 
-        state = PartialState(cpu=device == "cpu")
+        # without an accelerator accelerate must be told, or it starts no process group at all
+        cpu = device == "cpu" or torch.accelerator.current_accelerator() is None
+        state = PartialState(cpu=cpu)
         # ranks that share one CPU answer "cpu:0"; tensors there live on "cpu"
         on = torch.device("cpu") if state.device.type == "cpu" else state.device
         return cls(on, state.process_index, state.num_processes)

@@ -30,6 +30,7 @@ class Fields(Settings):
 
 class JsonlConfig(FileConfig):
     fields: Fields = Fields()
+    """Names of the fields in each line."""
     scoring: Literal["exact", "numeric"] = "exact"
     """How answers are compared."""
     valid_path: str | None = None

@@ -1,0 +1,212 @@
+"""A backbone from a folder, a hub id or fresh weights; whatever would be misused is refused here."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from peft import LoraConfig as PeftLora
+from peft import inject_adapter_in_model
+from safetensors import SafetensorError
+from torch import nn
+from torch.nn.functional import pad
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+)
+
+from quietreasoning.backbone.config import BackboneConfig, ScratchConfig
+from quietreasoning.backbone.model import Backbone, context_of, layer_types, role_of
+from quietreasoning.config import UserError
+from quietreasoning.contract import IGNORE, Role
+
+
+def load_backbone(config: BackboneConfig, vocab_size: int) -> Backbone:
+    """The backbone of a run, on the CPU. `vocab_size` is the tokenizer's; fresh models take it."""
+    dtype = getattr(torch, config.dtype)
+    if config.path is None:
+        model = AutoModelForCausalLM.from_config(
+            _scratch_shape(config.scratch, vocab_size), dtype=dtype, attn_implementation=config.attention
+        )
+        identity = {"scratch": config.scratch.model_dump_json()}
+    else:
+        model = _load_pretrained(config, dtype)
+        identity = _identity(config)
+        if model.get_input_embeddings().num_embeddings < vocab_size:
+            raise UserError(
+                f"backbone.path={config.path}: the tokenizer has {vocab_size} tokens, the embedding only "
+                f"{model.get_input_embeddings().num_embeddings}. Give the tokenizer of this model."
+            )
+    _refuse_unsupported(model, config)
+    backbone = Backbone(_tuned(model, config), config, identity)
+    _check_family(backbone, f"backbone.path={config.path}")
+    return backbone
+
+
+def meta_backbone(config: BackboneConfig, vocab_size: int) -> Backbone:
+    """The same backbone without weights: shapes for planning, on the meta device."""
+    if config.path is None:
+        shape = _scratch_shape(config.scratch, vocab_size)
+    else:
+        shape = _read_shape(config)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape, attn_implementation=config.attention)
+        return Backbone(_tuned(model, config), config, {"path": config.path} if config.path else {})
+
+
+def _scratch_shape(shape: ScratchConfig, vocab_size: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads or shape.heads,
+        intermediate_size=shape.mlp or -(-shape.width * 8 // 3 // 32) * 32,
+        max_position_embeddings=shape.context,
+        rope_theta=shape.rope_theta,
+        tie_word_embeddings=shape.tie,
+        initializer_range=shape.init_std,
+        attention_dropout=0.0,
+    )
+
+
+def _read_shape(config: BackboneConfig):
+    """The model's configuration; UserError where transformers itself does not know the architecture."""
+    where = f"backbone.path={config.path}"
+    try:
+        raw, _ = PreTrainedConfig.get_config_dict(config.path, revision=config.revision)
+        if raw.get("model_type") not in CONFIG_MAPPING:
+            # asked first: AutoConfig would offer to run the folder's own code
+            raise UserError(
+                f"{where}: model_type {raw.get('model_type')!r} needs code from its own repository, which is "
+                "never run here. Use a model whose architecture transformers ships."
+            )
+        return AutoConfig.from_pretrained(config.path, revision=config.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(_refusal(where, error)) from error
+
+
+def _load_pretrained(config: BackboneConfig, dtype: torch.dtype) -> nn.Module:
+    where = f"backbone.path={config.path}"
+    shape = _read_shape(config)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            config.path,
+            revision=config.revision,
+            config=shape,
+            trust_remote_code=False,  # left out, transformers may ask on the terminal
+            dtype=dtype,
+            attn_implementation=config.attention,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are named and refused below
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(_refusal(where, error)) from error
+    wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
+    if wrong or info["mismatched_keys"]:
+        raise UserError(
+            f"{where}: the weights do not fit the model: missing {sorted(info['missing_keys'])[:3]}, "
+            f"unexpected {sorted(info['unexpected_keys'])[:3]}, "
+            f"wrong shape {sorted(map(str, info['mismatched_keys']))[:3]}. Give a complete model folder."
+        )
+    return model
+
+
+def _refusal(where: str, error: Exception) -> str:
+    text = _line(error)
+    if "remote" in text or "custom code" in text:
+        return (
+            f"{where}: this model needs code from its own repository, which is never run here. "
+            "Use a model whose architecture transformers ships."
+        )
+    if "Repo id must" in text:
+        return f"{where}: no such folder. Give a folder written by save_pretrained, or a hub id."
+    if "attention implementation" in text:
+        return f"{where}: this model does not support the implementation. Set backbone.attention=eager."
+    if "no file named model.safetensors" in text:
+        return f"{where}: no safetensors weights; pickled weights are never loaded. Convert the model first."
+    return f"{where}: cannot be loaded: {text} Give a folder written by save_pretrained, or a hub id."
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _identity(config: BackboneConfig) -> dict[str, str]:
+    """What a checkpoint writes down in place of borrowed weights."""
+    identity = {"path": str(config.path), "revision": config.revision or ""}
+    folder = Path(config.path)
+    if folder.is_dir():
+        identity["path"] = str(folder.resolve())
+        digest = hashlib.sha256()
+        for file in sorted(folder.glob("*.safetensors")):
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        identity["sha256"] = digest.hexdigest()
+    return identity
+
+
+def _refuse_unsupported(model: nn.Module, config: BackboneConfig) -> None:
+    kinds = set(layer_types(model.config)) - {"full_attention", "sliding_attention"}
+    kinds |= {"state space"} if model._is_stateful else set()
+    kinds |= {"encoder-decoder"} if model.config.is_encoder_decoder else set()
+    kinds |= {"unbounded context"} if context_of(model.config) is None else set()
+    if kinds:
+        raise UserError(
+            f"backbone.path={config.path}: layers of kind {', '.join(sorted(kinds))} are not supported; "
+            "choose a decoder with full or sliding attention (Llama, Qwen, Mistral, SmolLM, ...)."
+        )
+
+
+def _tuned(model: nn.Module, config: BackboneConfig) -> nn.Module:
+    if config.tune == "frozen":
+        return model.requires_grad_(False)
+    if config.tune == "lora":
+        lora, model = config.lora, model.requires_grad_(False)
+        head = model.get_output_embeddings()
+        linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+        names = sorted({name.rsplit(".", 1)[-1] for name in linear})
+        targets = names if lora.targets == "all-linear" else list(lora.targets)
+        unknown = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in linear)]
+        if unknown or not targets:
+            raise UserError(
+                f"backbone.lora.targets={','.join(unknown) or lora.targets}: this model has no such linear "
+                f"layers. Choices: {', '.join(names) or 'none; use tune=full'}."
+            )
+        inject_adapter_in_model(PeftLora(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets), model)
+    return model
+
+
+@torch.no_grad()
+def _check_family(backbone: Backbone, where: str) -> None:
+    """Tries on four tokens what methods rely on, so that a family that differs is refused, not misused."""
+    was_training = backbone.training
+    backbone.eval()
+    ids_BT = torch.arange(4)[None] % backbone.vocab_size
+    role_BT = role_of(ids_BT, Role.PROMPT)
+    try:
+        own = backbone.model(input_ids=ids_BT).logits
+        whole = backbone(ids_BT, role_BT).hidden_BTD
+        padded = backbone(pad(ids_BT, (2, 0), value=IGNORE), pad(role_BT, (2, 0))).hidden_BTD
+        start = backbone(ids_BT[:, :3], role_BT[:, :3], keep=True)
+        end = backbone(ids_BT[:, 3:], role_BT[:, 3:], start.past).hidden_BTD
+    except (TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{where}: cannot read embeddings with a cache ({_line(error)}).") from error
+    backbone.train(was_training)
+    allowed = 1e-3 if whole.dtype == torch.float32 else 3e-2
+    for fault, got, wanted in (
+        ("changes its logits after the head", backbone.logits(whole), own),
+        ("lets a token see later ones", whole[:, :3], start.hidden_BTD),
+        ("reads padding as text", padded[:, 2:], whole),
+        ("reads with a cache what it does not read without", end, whole[:, 3:]),
+    ):
+        if not (got - wanted).norm() <= allowed * wanted.norm():
+            family = type(backbone.model).__name__
+            raise UserError(f"{where}: {family} {fault}; such a family is not supported.")

@@ -1,0 +1,176 @@
+"""A causal language model as methods use it: embeddings in, hidden states out, a cache that forks.
+
+Shapes: B rows, T new positions, S cached plus new positions, D width, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from quietreasoning.backbone.config import BackboneConfig
+from quietreasoning.config import UserError
+from quietreasoning.contract import IGNORE, Role
+
+
+@dataclass(frozen=True)
+class Past:
+    """What the model has read: its cache, which positions are real, and how many there are."""
+
+    cache: DynamicCache
+    valid_BS: Tensor
+    length_B: Tensor
+
+    def fork(self) -> Past:
+        """A copy that can grow on its own; the tensors are shared, the cache never writes in place."""
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        return Past(cache, self.valid_BS, self.length_B)
+
+
+@dataclass(frozen=True)
+class States:
+    hidden_BTD: Tensor  # last hidden states, after the final norm: what the head reads
+    past: Past | None
+    layers_LBTD: Tensor | None = None  # states after every block, where asked for
+
+
+@dataclass(frozen=True)
+class Call:
+    """One forward as the doctor sees it."""
+
+    role_BT: Tensor
+    ids_BT: Tensor | None  # None where the input was embeddings
+    hidden_BTD: Tensor
+
+
+class Backbone(nn.Module):
+    """A causal language model as methods use it."""
+
+    def __init__(self, model: nn.Module, config: BackboneConfig, identity: dict[str, str]):
+        super().__init__()
+        self.model = model
+        self.tune = config.tune
+        self.identity = identity
+        self.width: int = model.get_input_embeddings().embedding_dim
+        self.vocab_size: int = model.get_input_embeddings().num_embeddings
+        self.num_layers: int = model.config.num_hidden_layers
+        self.context: int = context_of(model.config)
+        self.sliding = "sliding_attention" in layer_types(model.config)
+        self._taps: list[list[Call]] = []
+
+    @property
+    def borrowed(self) -> tuple[str, ...]:
+        """State-dict keys that stand, unchanged, in the model folder this backbone came from."""
+        if self.tune == "full" or "path" not in self.identity:
+            return ()
+        return tuple(key for key in self.state_dict() if "lora_" not in key)
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """Token embeddings [B, T, D]; IGNORE reads as token 0 and must be masked by its role."""
+        return self.model.get_input_embeddings()(ids_BT.clamp(min=0))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., V]."""
+        return self.model.get_output_embeddings()(hidden.to(self.model.dtype))
+
+    def forward(
+        self,
+        inputs: Tensor,
+        role_BT: Tensor,
+        past: Past | None = None,
+        *,
+        keep: bool = False,
+        mutual: int = 0,
+        layers: bool = False,
+    ) -> States:
+        """Read token ids [B, T] or embeddings [B, T, D], in whatever precision, after `past`.
+
+        keep: return a `past` that includes the new positions; always so when `past` is given, which
+        then grows in place (fork it first to keep the old one).
+        mutual: the first so many new positions see each other in both directions; the rest is causal.
+        layers: also return the states of all layers.
+        """
+        ids_BT = None if inputs.is_floating_point() else inputs
+        embeds_BTD = inputs.to(self.model.dtype) if ids_BT is None else self.embed(ids_BT)
+        if past is None and keep:
+            past = self._empty_past(len(role_BT), role_BT.device)
+        valid_BT = role_BT != Role.PAD
+        start_B = 0 if past is None else past.length_B[:, None]
+        position_BT = (start_B + valid_BT.cumsum(1) - 1).clamp(min=0)
+        valid_BS = valid_BT if past is None else torch.cat([past.valid_BS, valid_BT], 1)
+        mask = self._mutual_mask(valid_BS, embeds_BTD, mutual) if mutual else valid_BS
+        output = self.model.base_model(
+            inputs_embeds=embeds_BTD,
+            attention_mask=mask,
+            position_ids=position_BT,
+            past_key_values=None if past is None else past.cache,
+            use_cache=past is not None,
+            output_hidden_states=layers,
+        )
+        hidden_BTD = output.last_hidden_state
+        for tap in self._taps:
+            tap.append(Call(role_BT, ids_BT, hidden_BTD))
+        if past is not None:
+            past = Past(past.cache, valid_BS, past.length_B + valid_BT.sum(1))
+        return States(hidden_BTD, past, torch.stack(output.hidden_states[1:]) if layers else None)
+
+    @contextmanager
+    def tap(self) -> Iterator[list[Call]]:
+        """Record every forward inside the block."""
+        calls: list[Call] = []
+        self._taps.append(calls)
+        try:
+            yield calls
+        finally:
+            self._taps.remove(calls)
+
+    def _empty_past(self, rows: int, device: torch.device) -> Past:
+        cache = DynamicCache(config=self.model.config)
+        valid_BS = torch.zeros(rows, 0, dtype=torch.bool, device=device)
+        return Past(cache, valid_BS, torch.zeros(rows, dtype=torch.long, device=device))
+
+    def _mutual_mask(self, valid_BS: Tensor, embeds_BTD: Tensor, mutual: int) -> Tensor:
+        """Additive mask [B, 1, T, S]: causal, but the first `mutual` new positions also see each other."""
+        if self.sliding:
+            raise UserError("attend=full needs a backbone without sliding windows; use attend=causal")
+        new, cached = embeds_BTD.shape[1], valid_BS.shape[1] - embeds_BTD.shape[1]
+        at = torch.arange(new, device=embeds_BTD.device)
+        seen_TT = (at[None] <= at[:, None]) | ((at < mutual)[None] & (at < mutual)[:, None])
+        seen_TS = torch.cat([seen_TT.new_ones(new, cached), seen_TT], 1)
+        own_TS = torch.cat([seen_TT.new_zeros(new, cached), torch.eye(new, device=at.device).bool()], 1)
+        seen_BTS = (seen_TS & valid_BS[:, None]) | own_TS  # padding sees itself: no row without a key
+        blocked = torch.finfo(embeds_BTD.dtype).min
+        return torch.zeros_like(seen_BTS, dtype=embeds_BTD.dtype).masked_fill(~seen_BTS, blocked)[:, None]
+
+
+def last_hidden(states: States) -> Tensor:
+    """The state of the last column [B, D]: with left padding, the end of every prompt."""
+    return states.hidden_BTD[:, -1]
+
+
+def role_of(ids_BT: Tensor, role: Role) -> Tensor:
+    """`role` where a token stands, PAD where IGNORE does."""
+    return torch.where(ids_BT == IGNORE, int(Role.PAD), int(role))
+
+
+def layer_types(config) -> tuple[str, ...]:
+    """Attention kinds by layer; families that say nothing are full attention, or slide if a window is set."""
+    values = config.to_dict()
+    kinds = values.get("layer_types")
+    if kinds:
+        return tuple(kinds)
+    slides = values.get("sliding_window") and values.get("use_sliding_window", True)
+    return ("sliding_attention",) if slides else ("full_attention",)
+
+
+def context_of(shape) -> int | None:
+    """The longest sequence, under whatever name; None where the family names none."""
+    name = shape.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+    return shape.to_dict().get(name)

@@ -1,0 +1,215 @@
+"""From a recipe to what it names: tokenizer, backbone, methods, batches; and back from a run folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from quietreasoning.backbone import Backbone, BackboneConfig, load_backbone
+from quietreasoning.config import Pick, Settings, UserError
+from quietreasoning.contract import Method, MethodConfig
+from quietreasoning.data.batches import Batches
+from quietreasoning.data.config import DataConfig, build_task
+from quietreasoning.data.encoder import Encoder
+from quietreasoning.data.load import load_split
+from quietreasoning.data.tokenizers import build_tokenizer, load_tokenizer
+from quietreasoning.evaluate.config import EvalConfig
+from quietreasoning.layers import diff, expand
+from quietreasoning.methods import METHODS
+from quietreasoning.optim.settings import OptimConfig
+from quietreasoning.recipe import RECIPES, load_recipe
+from quietreasoning.track import TrackConfig
+from quietreasoning.train import checkpoint
+from quietreasoning.train.settings import TrainConfig
+from quietreasoning.train.snapshot import load_weights
+from quietreasoning.validation import validate
+
+_METHOD_CONFIGS = {name: method.Config for name, method in METHODS.items()}
+
+
+class StageConfig(Settings):
+    """One stage, complete."""
+
+    name: str = "main"
+    """How the log calls it."""
+    method: Annotated[MethodConfig, Pick("method", _METHOD_CONFIGS)]
+    """The method and its settings."""
+    data: DataConfig = DataConfig()
+    """What it learns from."""
+    optim: OptimConfig = OptimConfig()
+    """How its weights move."""
+    train: TrainConfig = TrainConfig()
+    """How long, how wide, how precise."""
+
+
+class RunConfig(Settings):
+    """A whole run."""
+
+    seed: int = Field(0, ge=0)
+    """Seed of weights, row order and whatever a method samples."""
+    out: str | None = None
+    """Run folder; null = runs/<recipe>-<seed>."""
+    init: str | None = None
+    """A run folder whose backbone this run starts from."""
+    backbone: BackboneConfig = BackboneConfig()
+    """The language model."""
+    eval: EvalConfig = EvalConfig()
+    """How it is evaluated."""
+    track: TrackConfig = TrackConfig()
+    """Who hears about it."""
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    """What is trained, in order."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe with all its values, and where each came from."""
+
+    recipe: str
+    config: RunConfig
+    provenance: dict[str, str]
+
+    @property
+    def out(self) -> Path:
+        return Path(self.config.out)
+
+
+def resolve(recipe: str, overrides: Sequence[str] = (), out: str | None = None) -> Resolved:
+    """A shipped recipe or a YAML file under `a.b=c` settings. UserError names the first fault."""
+    overrides = [*overrides, *([f"out={json.dumps(out)}"] if out is not None else [])]
+    layers = expand(load_recipe(recipe, overrides))
+    config = validate(RunConfig, layers.values, layers.provenance)
+    name = recipe if recipe in RECIPES else Path(recipe).stem
+    if config.out is None:
+        config = changed(config, out=f"runs/{name.replace('/', '-')}-{config.seed}")
+    for stage in config.stages:
+        if stage.train.steps is None and stage.train.tokens is None:
+            raise UserError(f"stage {stage.name}: no budget. Set train.steps=N or train.tokens=N.")
+    return Resolved(name, config, layers.provenance)
+
+
+def changed(config: RunConfig, **values: Any) -> RunConfig:
+    """A copy with other values, validated like the first."""
+    return validate(RunConfig, config.model_dump(mode="json") | values)
+
+
+class Builder:
+    """Makes what the stages of a run need, each thing once."""
+
+    def __init__(self, config: RunConfig, tokenizer_folder: Path | None = None):
+        self.config = config
+        self.tokenizer_folder = tokenizer_folder
+
+    @cached_property
+    def tokenizer(self):
+        if self.tokenizer_folder is not None:
+            return load_tokenizer(str(self.tokenizer_folder))
+        first, backbone = self.config.stages[0].data, self.config.backbone
+        return build_tokenizer(first, build_task(first), backbone.path, backbone.revision)
+
+    def backbone(self) -> Backbone:
+        """Fresh, loaded, or taken from the run that `init` names."""
+        if self.config.init is None:
+            return load_backbone(self.config.backbone, len(self.tokenizer))
+        other = open_run(self.config.init)
+        differences = diff(other.config.backbone.model_dump(), self.config.backbone.model_dump())
+        if differences:
+            raise UserError(f"init={self.config.init} holds another backbone: {'; '.join(differences)}")
+        if other.encoder.tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            raise UserError(
+                f"init={self.config.init} was trained with another tokenizer; "
+                f"set data.tokenizer.path={self.config.init}/tokenizer"
+            )
+        return other.method.backbone
+
+    def method(self, stage: StageConfig, before: Method | None = None) -> Method:
+        """The stage's method, around the backbone of the stage before; parts of the same name carry over."""
+        backbone = self.backbone() if before is None else before.backbone
+        encoder = Encoder(self.tokenizer, stage.data.format)
+        method = METHODS[stage.method.name](backbone, stage.method, encoder.markers())
+        if before is not None:
+            own, given = method.state_dict(), before.state_dict()
+            with torch.no_grad():
+                for name in own.keys() & given.keys():
+                    if not name.startswith("backbone.") and own[name].shape == given[name].shape:
+                        own[name].copy_(given[name])
+        return method
+
+    def encoder(self, data: DataConfig, context: int) -> Encoder:
+        return Encoder(self.tokenizer, data.format, max_prompt_tokens=data.max_prompt_tokens, context=context)
+
+    def batches(self, stage: StageConfig, context: int, notes: list[str]) -> Batches:
+        """Training rows. What was left out is told in `notes`."""
+        task, encoder = build_task(stage.data), self.encoder(stage.data, context)
+        examples, dropped = load_split(task, "train", stage.data, encoder)
+        if dropped:
+            notes.append(f"{dropped} training examples are too long and were left out")
+        notes.extend(f"left out: {fault}" for fault in task.faults[:5])
+        return Batches(examples, encoder, stage.train.batch_size, self.config.seed)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained run, ready to answer."""
+
+    folder: Path
+    checkpoint: Path
+    config: RunConfig
+    method: Method
+    encoder: Encoder
+    builder: Builder
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.method.parameters()).device
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.config.eval.max_new_tokens
+
+
+def open_run(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+    """The newest valid checkpoint of a run folder, or the one named. UserError where there is none."""
+    path = Path(path)
+    folder = path.parent if (path / "method.safetensors").exists() else path
+    config = read_config(folder, overrides)
+    if folder != path:
+        faults = checkpoint.verify(path)
+        if faults:
+            raise UserError(f"{path} is damaged: {'; '.join(faults)}. Name another checkpoint, or the run.")
+        chosen = path
+    else:
+        chosen, notes = checkpoint.load_latest_valid(folder)
+        for note in notes:
+            print(note, file=sys.stderr)
+        if chosen is None:
+            raise UserError(f"{folder} holds no valid checkpoint; train it first with quiet train")
+    return open_checkpoint(folder, chosen, config)
+
+
+def open_checkpoint(folder: Path, chosen: Path, config: RunConfig) -> Loaded:
+    """The method of the stage that the checkpoint belongs to, with its averaged weights if it has any."""
+    state = checkpoint.read_json(chosen / "state.json")
+    stage = config.stages[state["stage_index"]]
+    builder = Builder(changed(config, init=None), folder / "tokenizer")
+    method = builder.method(stage)
+    load_weights(chosen, method, averaged=True)
+    method.to(torch.accelerator.current_accelerator() or torch.device("cpu")).eval()
+    encoder = builder.encoder(stage.data, method.backbone.context)
+    return Loaded(folder, chosen, config, method, encoder, builder)
+
+
+def read_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """A run folder's settings under overrides."""
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is no run folder: it has no config.yaml. Give a folder quiet train wrote.")
+    layers = expand(load_recipe(str(folder / "config.yaml"), overrides))
+    return validate(RunConfig, layers.values, layers.provenance)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from quietreasoning.backbone import Backbone, States, last_hidden
 from quietreasoning.config import Settings
-from quietreasoning.contract import Batch, Markers, MethodConfig, Role, StepOutput, Term
+from quietreasoning.contract import IGNORE, Batch, Markers, MethodConfig, Role, StepOutput, Term
 from quietreasoning.methods.latent import LatentMethod
 from quietreasoning.methods.sequence import count_labels, read_prompt, score_visible, visible_part
 from quietreasoning.methods.supervision import count_targets, embedding_rms, score_slots, step_targets
@@ -51,8 +51,9 @@ class Slots(LatentMethod):
         """Gold tokens of a block: the step's result, or the whole step; longer ones are cut to `width`."""
         repeat_last: bool = False
         """Blocks beyond the last step say it again; else they are free."""
-        supervise: Literal["last", "all"] = "last"
-        """Loops whose slots are trained towards the steps."""
+        supervise: Literal["last", "all", "reached"] = "last"
+        """After which loops a block is trained to say its step: the last, all, or from loop j on for block j,
+        which is when a chain of one step a loop can first have reached it."""
         attend: Literal["causal", "full"] = "causal"
         """Whether a slot sees the later slots too."""
         weights: SlotWeights = SlotWeights()
@@ -77,8 +78,7 @@ class Slots(LatentMethod):
         if self.config.weights.answer:
             counts["token"] = count_labels(batch, self.markers, None)
         if self.config.weights.step and self.config.blocks:
-            loops = self.config.loops - 1 if self.config.supervise == "all" else 1
-            counts["slot"] = loops * count_targets(self._targets(batch))
+            counts["slot"] = sum(map(count_targets, self._targets(batch)))
         return counts
 
     def refine(self, prompt: States, loops: int) -> tuple[Tensor, list[Tensor]]:
@@ -124,13 +124,23 @@ class Slots(LatentMethod):
             terms["step"], metrics["step_accuracy"] = self._step_term(batch, hidden)
         return StepOutput(terms, metrics)
 
-    def _targets(self, batch: Batch) -> Tensor:
+    def _targets(self, batch: Batch) -> list[Tensor]:
+        """Ids [B, blocks, width] for the states after each loop but the last; IGNORE where none is due."""
         config = self.config
-        return step_targets(batch, config.target, config.blocks, config.width, repeat_last=config.repeat_last)
+        target_BJW = step_targets(
+            batch, config.target, config.blocks, config.width, repeat_last=config.repeat_last
+        )
+        loops = range(config.loops - 1)
+        if config.supervise != "reached":
+            due = loops if config.supervise == "all" else loops[-1:]
+            return [target_BJW if loop in due else torch.full_like(target_BJW, IGNORE) for loop in loops]
+        first_J = torch.arange(config.blocks, device=target_BJW.device).clamp(max=loops[-1])
+        return [target_BJW.masked_fill((first_J > loop)[None, :, None], IGNORE) for loop in loops]
 
     def _step_term(self, batch: Batch, hidden: list[Tensor]) -> tuple[Term, tuple[Tensor, Tensor]]:
-        target_BK = self._targets(batch).flatten(1)
-        trained = hidden if self.config.supervise == "all" else hidden[-1:]
-        scores = [score_slots(self.backbone, hidden_BKD, target_BK) for hidden_BKD in trained]
+        scores = [
+            score_slots(self.backbone, hidden_BKD, target_BJW.flatten(1))
+            for hidden_BKD, target_BJW in zip(hidden, self._targets(batch), strict=True)
+        ]
         total = torch.stack([score[0] for score in scores]).sum()
         return Term(total, "slot", self.config.weights.step), (scores[-1][1].float(), scores[-1][2])

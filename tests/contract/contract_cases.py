@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from transformers import AutoModelForCausalLM, MistralConfig
 
 from quietreasoning.backbone import Backbone, BackboneConfig, ScratchConfig, load_backbone
 from quietreasoning.contract import IGNORE, Batch, Markers, Method
@@ -46,6 +47,16 @@ def scratch(seed: int = 0, *, std: float = 0.3, **shape) -> Backbone:
     torch.manual_seed(seed)
     shape = {"layers": 2, "width": 32, "heads": 2, "mlp": 32, "context": 96, "init_std": std} | shape
     return load_backbone(BackboneConfig(scratch=ScratchConfig(**shape)), VOCAB)
+
+
+def sliding() -> Backbone:
+    """A backbone that sees four tokens back."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = MistralConfig(
+        **shape, vocab_size=VOCAB, num_key_value_heads=1, sliding_window=4, initializer_range=0.3
+    )
+    return Backbone(AutoModelForCausalLM.from_config(config), BackboneConfig(), {})
 
 
 def make(case: str, backbone: Backbone | None = None) -> Method:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from quietreasoning.backbone import Past, last_hidden, role_of
+from quietreasoning.backbone import States, last_hidden, role_of
 from quietreasoning.contract import IGNORE, Batch, Method, MethodConfig, Response, Role, StepOutput, Term
 from quietreasoning.methods.sequence import (
     AnswerWeights,
@@ -62,19 +62,19 @@ class ChainOfThought(Method):
         refuse_effort("cot", effort)
         started = time.perf_counter()
         prompt = read_prompt(self.backbone, prompt_BP)
-        prompt_past = prompt.past.fork()
         prefix, eos = self.markers.answer_prefix, self.markers.eos
         rows = greedy(self.backbone, prompt.past, last_hidden(prompt), max_new_tokens=max_new_tokens, eos=eos)
         if control is None:
             return respond(rows, self.markers, given=False, passes=0, latent_steps=0, started=started)
         chains = [row if (at := find(row, prefix)) is None else row[:at] for row in rows]
-        states = self._read_corrupted(prompt_past, chains, control, prompt_BP)
-        budget = max_new_tokens
-        answers = greedy(self.backbone, states.past, last_hidden(states), max_new_tokens=budget, eos=eos)
+        states = self._read_corrupted(chains, control, prompt_BP)
+        answers = greedy(
+            self.backbone, states.past, last_hidden(states), max_new_tokens=max_new_tokens, eos=eos
+        )
         rows = [[*chain, *prefix, *answer] for chain, answer in zip(chains, answers, strict=True)]
         return respond(rows, self.markers, given=False, passes=0, latent_steps=0, started=started)
 
-    def _read_corrupted(self, past: Past, chains: list[list[int]], control: str, prompt_BP: Tensor):
+    def _read_corrupted(self, chains: list[list[int]], control: str, prompt_BP: Tensor) -> States:
         """Prompt, then the embeddings of the model's own chain after `control`, then the answer prefix."""
         device, longest = prompt_BP.device, max(map(len, chains))
         ids_BT = torch.tensor([[*c, *[IGNORE] * (longest - len(c))] for c in chains], device=device)
@@ -87,7 +87,11 @@ class ChainOfThought(Method):
             role_BT = role_BT.roll(1, dims=0)
         prefix_BM = prefix_ids(self.markers, len(chains), device)
         inputs, roles = mixed_inputs(
-            self.backbone, None, chain_BTD, prefix_BM, role_of(prefix_BM, Role.MARKER)
+            self.backbone, prompt_BP, chain_BTD, prefix_BM, role_of(prefix_BM, Role.MARKER)
         )
-        roles[:, :longest] = role_BT
-        return self.backbone(inputs, roles, past)
+        start = prompt_BP.shape[1]
+        roles[:, start : start + longest] = role_BT
+        # chains differ in length: close the gaps, since a sliding window counts columns
+        order_BT = (roles != Role.PAD).to(torch.uint8).argsort(dim=1, stable=True)
+        inputs = inputs.gather(1, order_BT[..., None].expand_as(inputs))
+        return self.backbone(inputs, roles.gather(1, order_BT), keep=True)

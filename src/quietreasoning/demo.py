@@ -19,7 +19,7 @@ from quietreasoning.config import UserError
 from quietreasoning.data.config import build_task
 from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.evaluate.controls import Arm, arms_of
-from quietreasoning.evaluate.rows import Report, pool, save
+from quietreasoning.evaluate.rows import Report, pool, save, unambiguous
 from quietreasoning.evaluate.table import table
 from quietreasoning.proof import Exam
 from quietreasoning.report.build import report
@@ -56,7 +56,7 @@ def demo(seeds: Sequence[int] = (0,), out: str = "runs/demo") -> tuple[int, list
         f"Talk to it: quiet chat {runs['slots'].folder}",
         highlight=False,
     )
-    return int(broken), rows
+    return int(broken), unambiguous(rows)
 
 
 def run_folders(folder: Path, seed: int) -> list[Path]:
@@ -105,10 +105,9 @@ def examine_all(runs: dict[str, Loaded], seed: int) -> list[Report]:
         efforts = [Arm(method, name, effort=e) for name, method in quiet.items() for e in range(1, 7)]
         short = EvalConfig(split="test", n=400, batch_size=200, max_new_tokens=32, timing=0, samples=0)
         mixed = Exam(slots.config.stages[-1].data, short, slots.encoder, seed, MIXED)
-        plain = [Arm(method, name) for name, method in quiet.items()]
         return [
             long.ask([*arms, *corrupted], stop, shortcuts=True),
-            mixed.ask([*arms, *plain, *efforts], stop),
+            mixed.ask([*arms, *corrupted, *efforts], stop),
         ]
 
 

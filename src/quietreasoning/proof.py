@@ -15,7 +15,7 @@ from quietreasoning.data.load import load_split
 from quietreasoning.evaluate import harness
 from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.evaluate.controls import Arm, arms_of
-from quietreasoning.evaluate.rows import Report, save
+from quietreasoning.evaluate.rows import Report, save, unambiguous
 from quietreasoning.evaluate.table import table
 from quietreasoning.train import checkpoint
 from quietreasoning.train.signals import StopFlag, Stopped
@@ -81,7 +81,7 @@ def prove(loaded: Loaded) -> list[dict[str, Any]]:
             ) from None
     save(kept, [report])
     show(report, kept)
-    return list(report.rows)
+    return unambiguous(report.rows)
 
 
 def arms_of_run(loaded: Loaded) -> list[Arm]:

@@ -87,7 +87,7 @@ def test_page_holds_every_part(seeds):
     assert "400 x 2" in text
     assert "Student&#x27;s t over seeds" in text
     assert "torch = 2.13.0" in text
-    assert "optim.lr = 0.001" in text
+    assert "backbone.scratch.width = 128" in text
     for run in runs:
         assert run.name in text
         assert f"quiet train slots/pointer seed={run.name[-1]}" in text

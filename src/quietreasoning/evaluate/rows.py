@@ -69,6 +69,12 @@ def arm_name(label: str, control: str | None, effort: int | None) -> str:
     return name if control is None else f"{name} + {control}"
 
 
+def unambiguous(rows: Iterable[Row]) -> list[Row]:
+    """Rows for `--json`: an arm at another effort is a method of its own, `slots @ 2`, so that task, method,
+    control and seed name one row."""
+    return [row | {"method": arm_name(row["method"], None, row["effort"])} for row in rows]
+
+
 def save(path: Path, reports: Iterable[Report]) -> None:
     """Write reports beside those in the file; one of the same task, split and seed is replaced."""
     kept = {_key(report): report for report in (load(path) if path.exists() else [])}

@@ -43,7 +43,7 @@ def page(runs: Sequence[Run]) -> str:
     for found in reports:
         by_task[found.task, found.split].append(found)
     sections = [
-        task_section(f"task-{i}", task, split, found, runs)
+        task_section(f"task-{i}", task, split, found, runs, hint=len(by_task) == 1)
         for i, ((task, split), found) in enumerate(by_task.items())
     ]
     links = [
@@ -73,7 +73,14 @@ def page(runs: Sequence[Run]) -> str:
     )
 
 
-def task_section(anchor: str, task: str, split: str, reports: Sequence[Report], runs: Sequence[Run]) -> str:
+def figure_or_hint(title: str, figure: str, absent: str, hint: bool) -> list[str]:
+    """A picture under its heading; else, on a page where no other task has one, how to make it."""
+    return [f"<h3>{title}</h3>", figure or absent] if figure or hint else []
+
+
+def task_section(
+    anchor: str, task: str, split: str, reports: Sequence[Report], runs: Sequence[Run], hint: bool = True
+) -> str:
     pooled = pool(row for found in reports for row in found.rows)
     command = f"quiet eval {runs[0].path}"
     return h.section(
@@ -84,12 +91,18 @@ def task_section(anchor: str, task: str, split: str, reports: Sequence[Report], 
         results_table(pooled),
         "<h3>Accuracy against cost</h3>",
         h.figure(charts.accuracy_against_cost(pooled), COST) or h.absent("No costs were measured.", command),
-        "<h3>Accuracy by number of steps</h3>",
-        h.figure(charts.accuracy_by_steps(pooled), STEPS)
-        or h.absent("All problems need the same number of steps.", f"{command} data.hops=[1,2,3,4]"),
-        "<h3>Depth turning into reasoning steps</h3>",
-        h.figure(charts.depth_into_steps(pooled), DEPTH)
-        or h.absent("No method was tried at several efforts.", f"{command} 'eval.efforts=[1,2,3,4]'"),
+        *figure_or_hint(
+            "Accuracy by number of steps",
+            h.figure(charts.accuracy_by_steps(pooled), STEPS),
+            h.absent("All problems need the same number of steps.", f"{command} --task ANOTHER"),
+            hint,
+        ),
+        *figure_or_hint(
+            "Depth turning into reasoning steps",
+            h.figure(charts.depth_into_steps(pooled), DEPTH),
+            h.absent("No method was tried at several efforts.", f"{command} 'eval.efforts=[1,2,3,4]'"),
+            hint,
+        ),
         "<h3>Controls</h3>",
         h.figure(charts.controls(pooled), CONTROLS)
         or h.absent("No controls were evaluated.", f"{command} --controls zero,shuffle,filler"),

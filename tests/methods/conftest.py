@@ -1,0 +1,13 @@
+"""A tiny backbone for what methods do with tokens."""
+
+import pytest
+import torch
+
+from quietreasoning.backbone import BackboneConfig, ScratchConfig, load_backbone
+
+
+@pytest.fixture(scope="session")
+def backbone():
+    torch.manual_seed(0)
+    shape = ScratchConfig(layers=1, width=16, heads=2, mlp=16, context=64, init_std=0.5)
+    return load_backbone(BackboneConfig(scratch=shape), 30).eval()

@@ -9,8 +9,8 @@ import typer
 from quietreasoning import __version__
 from quietreasoning.cli import look, results, talk, train
 
-# GNU OpenMP's threads spin while they wait. Where another process takes a core, that makes small models three
-# times slower or worse; giving up early costs a few per cent on an idle machine. Must be set before torch loads.
+# GNU OpenMP threads spin while they wait. Where another process takes a core, that makes small models three
+# times slower or worse; giving up early costs a few per cent when idle. Must be set before torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 COMMANDS = {

@@ -128,7 +128,7 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[tuple[str, bool]]:
         for (method, control), row in pooled.items():
             if method == name and control is not None:
                 text = f"{name} with {control} thoughts {row['accuracy']:.1%}, no better than direct"
-                found.append((text, row["low"] <= direct["high"]))
+                found.append((text, row["accuracy"] <= direct["high"]))
     return found
 
 

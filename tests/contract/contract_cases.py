@@ -123,10 +123,10 @@ def start(
 ) -> TrainState:
     """Training state under SGD with momentum, which sees both the scale of a loss and a lost state."""
     config, optim = configs(**settings)
-    return TrainState.create(method or make(case), config, optim, machine)
+    return TrainState.create(method or make(case, scratch(layers=1)), config, optim, machine)
 
 
-def configs(*, steps=3, accumulate=1, batch_size=8, sharding="ddp") -> tuple[TrainConfig, OptimConfig]:
+def configs(*, steps=2, accumulate=1, batch_size=8, sharding="ddp") -> tuple[TrainConfig, OptimConfig]:
     config = TrainConfig(
         steps=steps, batch_size=batch_size, accumulate=accumulate, precision="fp32", sharding=sharding
     )

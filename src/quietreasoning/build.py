@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -146,10 +146,16 @@ class Builder:
     def encoder(self, data: DataConfig, context: int) -> Encoder:
         return Encoder(self.tokenizer, data.format, max_prompt_tokens=data.max_prompt_tokens, context=context)
 
-    def batches(self, stage: StageConfig, context: int, notes: list[str]) -> Batches:
-        """Training rows. What was left out is told in `notes`."""
+    def batches(
+        self,
+        stage: StageConfig,
+        context: int,
+        notes: list[str],
+        check: Callable[[], None] = lambda: None,
+    ) -> Batches:
+        """Training rows. What was left out is told in `notes`; `check` may raise to stop."""
         task, encoder = build_task(stage.data), self.encoder(stage.data, context)
-        examples, dropped = load_split(task, "train", stage.data, encoder)
+        examples, dropped = load_split(task, "train", stage.data, encoder, check=check)
         if dropped:
             notes.append(f"{dropped} training examples are too long and were left out")
         notes.extend(f"left out: {fault}" for fault in task.faults[:5])
@@ -179,9 +185,12 @@ class Loaded:
 def open_run(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     """The newest valid checkpoint of a run folder, or the one named. UserError where there is none."""
     path = Path(path)
-    folder = path.parent if (path / "method.safetensors").exists() else path
+    folder = path.parent if path.name.startswith("step-") else path
     config = read_config(folder, overrides)
     if folder != path:
+        if not path.is_dir():
+            names = ", ".join(found.name for found in checkpoint.checkpoints(folder)) or "none"
+            raise UserError(f"{path} is not there; checkpoints of {folder}: {names}")
         faults = checkpoint.verify(path)
         if faults:
             raise UserError(f"{path} is damaged: {'; '.join(faults)}. Name another checkpoint, or the run.")

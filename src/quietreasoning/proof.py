@@ -75,10 +75,9 @@ def prove(loaded: Loaded) -> list[dict[str, Any]]:
         try:
             report = exam.ask(arms, stop, shortcuts=True)
         except harness.Stopped as stopped:
-            save(kept, [stopped.report])
-            raise Stopped(
-                f"stopped; the finished rows are in {kept}. The same command asks all again"
-            ) from None
+            if stopped.report.rows:
+                save(kept, [stopped.report])
+            raise Stopped("stopped while evaluating; the same command asks all again") from None
     save(kept, [report])
     show(report, kept)
     return unambiguous(report.rows)
@@ -94,9 +93,11 @@ def baselines(loaded: Loaded) -> list[Arm]:
     arms = [Arm(run.method, run.method.config.name) for run in map(open_run, loaded.config.eval.baselines)]
     names = {arm.label for arm in arms} | {loaded.method.config.name}
     for path in checkpoint.checkpoints(loaded.folder):
+        if checkpoint.verify(path):
+            continue  # open_run has named it
         state = checkpoint.read_json(path / "state.json")
         name = loaded.config.stages[state["stage_index"]].method.name
-        if state["stage_done"] and name not in names and not checkpoint.verify(path):
+        if state["stage_done"] and name not in names:
             arms.append(Arm(open_checkpoint(loaded.folder, path, loaded.config).method, name))
             names.add(name)
     for missing in sorted({"plain", "cot"} - names):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ from quietreasoning.layers import diff
 from quietreasoning.planning import estimate
 from quietreasoning.proof import prove, quick_rows
 from quietreasoning.report.build import report
-from quietreasoning.track import Sinks
+from quietreasoning.track import LOG, Sinks
 from quietreasoning.train import checkpoint
 from quietreasoning.train.distributed import Machine
 from quietreasoning.train.doctor import Diagnosis, examine
@@ -41,6 +42,7 @@ from quietreasoning.train.resume import FREE_TRAIN
 from quietreasoning.train.rng import seed_all
 from quietreasoning.train.signals import StopFlag
 from quietreasoning.train.stages import StagePlan, run_stages
+from quietreasoning.train.state import check_settings
 from quietreasoning.versions import versions
 from quietreasoning.yaml_text import dump_yaml
 
@@ -52,6 +54,7 @@ def train_run(resolved: Resolved, *, resume: bool = False, dry_run: bool = False
     config, folder = resolved.config, resolved.out
     machine, stop = Machine.start(), StopFlag()
     with stop.listening():
+        check_ranks(config, machine.world)
         refuse_on_all(machine, lambda: check_folder(folder, config, resume))
         builder = Builder(config)
         if doctor or dry_run:
@@ -86,7 +89,7 @@ def plan_stage(builder: Builder, stage: StageConfig, stop: StopFlag, machine: Ma
 
     def make_batches():
         notes: list[str] = []
-        batches = builder.batches(stage, context, notes)
+        batches = builder.batches(stage, context, notes, stop.check)
         batches.prepare(check=stop.check)
         if machine.main:
             for note in notes:
@@ -113,10 +116,10 @@ def diagnose(builder: Builder, stop: StopFlag | None = None) -> list[Diagnosis]:
     for index, stage in enumerate(builder.config.stages):
         seed_all(builder.config.seed, index, 0)
         method = builder.method(stage, method)
-        batch = builder.batches(stage, method.backbone.context, []).batch_at(0)
+        check = stop.check if stop is not None else lambda: None
+        batch = builder.batches(stage, method.backbone.context, [], check).batch_at(0)
         found.append(examine(method, batch, label=stage.name, optim=stage.optim, enable=stage.train.enable))
-        if stop is not None:
-            stop.check()
+        check()
     return found
 
 
@@ -125,25 +128,45 @@ def doctor(resolved: Resolved) -> list[Diagnosis]:
     return diagnose(Builder(resolved.config))
 
 
+def check_ranks(config: RunConfig, ranks: int) -> None:
+    """UserError where a stage cannot be cut for so many ranks."""
+    for stage in config.stages:
+        check_settings(stage.train, stage.optim, ranks)
+
+
 def check_folder(folder: Path, config: RunConfig, resume: bool) -> None:
     """UserError where the folder holds something else, or nothing although `resume` was asked for."""
-    kept = folder / "config.yaml"
-    if kept.exists():
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{there} is a file, so {folder} cannot be a run folder; choose another --out")
+    log = folder / LOG
+    begun = checkpoint.checkpoints(folder) or (log.is_file() and log.stat().st_size > 0)
+    if (folder / "config.yaml").exists():
         old, new = read_config(folder), config
         free = {"out", "eval", "track"}
         differences = diff(
             old.model_dump(mode="json", exclude=free), new.model_dump(mode="json", exclude=free)
         )
         differences = [line for line in differences if not _is_free(line)]
-        if differences:
+        if differences and begun:
             raise UserError(
                 f"{folder} holds another run: {'; '.join(differences)}. Choose another --out, or take the "
                 "change back to resume."
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif begun or (folder.is_dir() and foreign(folder)):
         raise UserError(f"{folder} is not empty and holds no run; choose another --out")
     if resume and not checkpoint.checkpoints(folder):
         raise UserError(f"--resume: {folder} holds no checkpoint; leave --resume out to start a new run")
+
+
+def foreign(folder: Path) -> list[str]:
+    """Names in a folder that no start of a run has left there."""
+    ours = {"config.yaml", "run.json", "tokenizer", LOG}
+    return [
+        path.name
+        for path in folder.iterdir()
+        if path.name not in ours and not path.name.startswith(checkpoint.TEMPORARY)
+    ]
 
 
 def refuse_on_all(machine: Machine, check: Callable[[], None]) -> None:
@@ -165,11 +188,25 @@ def _is_free(line: str) -> bool:
 
 
 def write_folder(folder: Path, config: RunConfig, info: dict[str, Any], tokenizer) -> None:
-    """What a run folder holds before its first step."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump_yaml(config.model_dump(mode="json")), encoding="utf-8")
-    (folder / "run.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
-    save_tokenizer(tokenizer, folder / "tokenizer")
+    """What a run folder holds before its first step; each file is replaced whole or not at all."""
+    draft = folder / f"{checkpoint.TEMPORARY}start"
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        (draft / "config.yaml").write_text(dump_yaml(config.model_dump(mode="json")), encoding="utf-8")
+        (draft / "run.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
+        save_tokenizer(tokenizer, draft / "tokenizer")
+        if not checkpoint.checkpoints(folder):
+            shutil.rmtree(folder / "tokenizer", ignore_errors=True)  # of another start, maybe another kind
+        (folder / "tokenizer").mkdir(exist_ok=True)
+        for file in [*draft.glob("tokenizer/*"), draft / "run.json", draft / "config.yaml"]:
+            file.replace(folder / file.relative_to(draft))
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror}. Free some space, or choose another --out."
+        ) from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def run_info(resolved: Resolved, tokenizer) -> dict[str, Any]:
@@ -197,6 +234,12 @@ def commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def next_commands(folder: Path) -> str:
+    """What to do with a finished run."""
+    name = shlex.quote(str(folder))
+    return f"next: quiet eval {name} ; quiet report {name} ; quiet chat {name}"
 
 
 def evaluate_run(run: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -121,7 +121,7 @@ _MEANINGS = {
 def _explain(
     cls: type[Settings], values: Mapping[str, Any], provenance: Mapping[str, str], error: ValidationError
 ) -> str:
-    problems = error.errors(include_url=False)
+    problems = _distinct(error.errors(include_url=False))
     # a misspelt key first: the "must be given" that it causes explains nothing
     first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     key, owner, value = _locate(cls, values, first["loc"])
@@ -148,6 +148,17 @@ def _explain(
     more = f" [and {len(problems) - 1} more]" if len(problems) > 1 else ""
     subject = f"{key}{shown}: " if key else ""
     return " ".join(f"{subject}{meaning}{where}{more}".split())
+
+
+def _distinct(problems: Sequence[Any]) -> list[Any]:
+    """Each fault once: stages repeat what they take over, and a list with a bad item is called too short."""
+    kept: dict[tuple[Any, ...], Any] = {}
+    for problem in problems:
+        if problem["type"] == "too_short" and len(problem["input"]) >= problem["ctx"]["min_length"]:
+            continue
+        where = tuple(part for part in problem["loc"] if not isinstance(part, int))
+        kept.setdefault((problem["type"], where, repr(problem["input"])), problem)
+    return list(kept.values())
 
 
 def _meaning(problem: Mapping[str, Any], value: Any) -> str:

@@ -10,10 +10,12 @@ import errno
 import functools
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import typer
@@ -29,6 +31,28 @@ def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
         raise typer.Exit(_run(functools.partial(command, *args, **kwargs)))
 
     return wrapper
+
+
+def resumable(work: Callable[[], int | None]) -> int | None:
+    """`work` under SIGTERM and Ctrl-C: 75, until it listens to them itself."""
+    asked: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, stop) for number in signals]
+    try:
+        return work()
+    except (KeyboardInterrupt, Exception):
+        if not asked:  # libraries turn an interrupt during their import into errors of their own
+            raise
+        complain("stopped before the work began; nothing was lost, run the same command again")
+        return EXIT_RESUMABLE
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
 
 
 def complain(line: str) -> None:

@@ -31,7 +31,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def write_json(file: str | None, value: Any) -> None:
-    """Write `value` as JSON to `file`; `-` is stdout, None writes nothing."""
+    """Write `value` as JSON to `file`; `-` is stdout, None writes nothing. UserError where it cannot."""
     if file is None:
         return
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -39,8 +39,13 @@ def write_json(file: str | None, value: Any) -> None:
         typer.echo(text, nl=False)
         return
     path = Path(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        from quietreasoning.config import UserError
+
+        raise UserError(f"--json {file}: cannot be written ({error.strerror})") from None
 
 
 def human_bytes(count: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from quietreasoning.cli.guard import guarded
+from quietreasoning.cli.guard import guarded, resumable
 from quietreasoning.cli.train import JSON, SETTINGS
 
 RUNS = typer.Argument(..., metavar="RUN...", help="Run folders to compare.")
@@ -32,19 +32,25 @@ def evaluate(
     run: str = RUN,
     settings: list[str] = SETTINGS,
     task: str = typer.Option(None, "--task", metavar="T", help="Another task than the run's own."),
-    n: int = typer.Option(None, "--n", min=1, metavar="N", help="Examples; default: eval.n of the run."),
+    n: int = typer.Option(None, "--n", metavar="N", help="Examples; default: eval.n of the run."),
     controls: str = typer.Option(
         None, "--controls", metavar="zero,shuffle", help="Corruptions; all, or none."
     ),
     json: str = JSON,
-) -> None:
+) -> int | None:
     """Accuracy with interval, cost and controls of a run."""
+    return resumable(lambda: _evaluate(run, list(settings or ()), task, n, controls, json))
+
+
+def _evaluate(
+    run: str, settings: list[str], task: str | None, n: int | None, controls: str | None, json: str | None
+) -> None:
     from quietreasoning.cli.output import write_json
     from quietreasoning.run import evaluate_run
 
     shortcuts = {"data.task": task, "eval.n": n, "eval.controls": _controls(controls)}
     named = [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
-    write_json(json, evaluate_run(run, [*named, *(settings or ())]))
+    write_json(json, evaluate_run(run, [*named, *settings]))
 
 
 @guarded

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from quietreasoning.cli.guard import guarded
+from quietreasoning.cli.guard import EXIT_BAD_INPUT, complain, guarded
 from quietreasoning.cli.results import RUN
 
 EFFORT = typer.Option(None, "--effort", min=0, metavar="N", help="Latents, loops or fillers, not as trained.")
@@ -28,25 +28,26 @@ def generate(
 
 
 @guarded
-def chat(run: str = RUN, effort: int = EFFORT, max_new_tokens: int = MAX_NEW) -> None:
-    """Answer each line of standard input; an empty line or its end leaves."""
+def chat(run: str = RUN, effort: int = EFFORT, max_new_tokens: int = MAX_NEW) -> int:
+    """Answer each line of standard input; its end, or an empty line on a terminal, leaves."""
     from quietreasoning.config import UserError
     from quietreasoning.run import open_run
 
     loaded = open_run(run)
-    interactive = sys.stdin.isatty()
+    interactive, refused = sys.stdin.isatty(), 0
     while True:
         if interactive:
             typer.echo("> ", nl=False)
         line = sys.stdin.readline()
         if not line or (interactive and not line.strip()):
-            return
+            return EXIT_BAD_INPUT if refused and not interactive else 0
         if not line.strip():
             continue
         try:
             _answer(loaded, line.strip(), effort, max_new_tokens)
         except UserError as error:  # one bad question does not end the conversation
-            typer.echo(f"quiet: {error}", err=True)
+            complain(str(error))
+            refused += 1
 
 
 def _answer(loaded, prompt: str, effort: int | None, max_new_tokens: int | None) -> None:
@@ -55,6 +56,9 @@ def _answer(loaded, prompt: str, effort: int | None, max_new_tokens: int | None)
 
     question = Example(id="prompt", prompt=prompt, steps=(), results=(), answer="", meta={"num_steps": 0})
     prompt_BP = loaded.encoder.prompts([question]).to(loaded.device)
+    unknown = loaded.encoder.unknown_words(prompt)
+    if unknown:
+        typer.echo(f"quiet: note: this model does not know: {' '.join(unknown)}", err=True)
     limit = max_new_tokens or loaded.max_new_tokens
     try:
         reply = loaded.method.generate(prompt_BP, max_new_tokens=limit, effort=effort)

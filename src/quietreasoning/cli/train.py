@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-from types import FrameType
+import os
 
 import typer
 
-from quietreasoning.cli.guard import EXIT_RESUMABLE, complain, guarded
+from quietreasoning.cli.guard import guarded, resumable
 
 RECIPE = typer.Argument(..., help="A name from `quiet list`, or a YAML file.")
 SETTINGS = typer.Argument(None, metavar="[A.B=C]...", help="Settings that override the recipe.")
@@ -18,32 +17,19 @@ JSON = typer.Option(None, "--json", metavar="FILE", help="Also write the result 
 def train(
     recipe: str = RECIPE,
     settings: list[str] = SETTINGS,
-    resume: bool = typer.Option(False, "--resume", help="Go on with the run in the output folder."),
+    resume: bool = typer.Option(
+        False, "--resume", help="Refuse to start anew: the output folder must hold a run."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Build everything, take no step."),
     no_doctor: bool = typer.Option(False, "--no-doctor", help="Skip the check of losses, masks, causality."),
     nproc: int = typer.Option(1, "--nproc", min=1, metavar="N", help="Processes on this machine."),
     out: str = typer.Option(None, "--out", metavar="DIR", help="Run folder."),
     json: str = JSON,
 ) -> int:
-    """Train a recipe; Ctrl-C saves, and the same command with --resume goes on."""
-    asked: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        raise KeyboardInterrupt
-
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, stop) for number in signals]  # until the run listens itself
-    try:
-        return _train(recipe, list(settings or ()), resume, dry_run, no_doctor, nproc, out, json)
-    except (KeyboardInterrupt, Exception):
-        if not asked:  # libraries turn an interrupt during their import into errors of their own
-            raise
-        complain("stopped before the first step; nothing was lost, run the same command again")
-        return EXIT_RESUMABLE
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
+    """Train a recipe; Ctrl-C saves, and the same command goes on."""
+    return resumable(
+        lambda: _train(recipe, list(settings or ()), resume, dry_run, no_doctor, nproc, out, json)
+    )
 
 
 def _train(
@@ -63,11 +49,15 @@ def _train(
     if nproc > 1:
         from quietreasoning.cli.launch import launch
 
+        run.check_ranks(resolved.config, nproc)
         flags = [("--resume", resume), ("--dry-run", dry_run), ("--no-doctor", no_doctor)]
         named = [("--out", out), ("--json", json)]
         arguments = [flag for flag, wanted in flags if wanted]
         arguments += [f"{flag}={value}" for flag, value in named if value is not None]
         return launch(["train", *arguments, "--", recipe, *settings], nproc)
     code = run.train_run(resolved, resume=resume, dry_run=dry_run, doctor=not no_doctor)
-    write_json(json, {"exit_code": code})
+    if os.environ.get("RANK", "0") == "0":
+        write_json(json, {"exit_code": code})
+        if not dry_run:
+            typer.echo(run.next_commands(resolved.out))
     return code

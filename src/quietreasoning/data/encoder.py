@@ -110,7 +110,9 @@ class Encoder:
         return pad_left(ids)
 
     def check_prompt(self, id: str, length: int) -> None:
-        """UserError where a prompt is longer than max_prompt_tokens or fills the context."""
+        """UserError where a prompt is empty, longer than max_prompt_tokens, or fills the context."""
+        if length == 0:
+            raise UserError(f"example {id}: its prompt is empty; a prompt needs at least one token")
         if self.max_prompt_tokens is not None and length > self.max_prompt_tokens:
             raise UserError(
                 f"example {id}: its prompt has {length} tokens, more than "
@@ -122,6 +124,13 @@ class Encoder:
                 f"example {id}: its prompt has {length} tokens, the model's context is {self.context}; "
                 "use a longer context, or drop long prompts with data.too_long=drop"
             )
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of a prompt that the tokenizer has no token for."""
+        words = list(dict.fromkeys(prompt.split()))
+        if self._unknown is None or not words:
+            return []
+        return [word for word, ids in zip(words, self._ids(words), strict=True) if self._unknown in ids]
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of generated ids without special tokens, the one space before an answer, or a tail."""
@@ -198,7 +207,7 @@ class Encoder:
             answer=np.append(answer, np.int32(self._eos)),
         )
         length = self._length(example, prompt)
-        if not self._fits(len(prompt), length):
+        if len(prompt) == 0 or not self._fits(len(prompt), length):
             self.check_prompt(example.id, len(prompt))
             raise UserError(
                 f"example {example.id}: prompt, steps and answer have {length} tokens, the "

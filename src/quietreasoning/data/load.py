@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from quietreasoning.config import UserError
 from quietreasoning.data.config import DataConfig
@@ -14,9 +14,16 @@ _CHUNK = 1024
 
 
 def load_split(
-    task: Task, name: str, config: DataConfig, encoder: Encoder, *, n: int | None = None
+    task: Task,
+    name: str,
+    config: DataConfig,
+    encoder: Encoder,
+    *,
+    n: int | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Sequence[Example], int]:
-    """(examples, how many were dropped for their length); n=None takes the size in the settings.
+    """(examples, how many were dropped for their length); n=None takes the size in the settings. `check`
+    may raise to stop.
 
     With too_long=refuse nothing is encoded here: the encoder refuses an example when it meets it.
     """
@@ -25,6 +32,7 @@ def load_split(
         return examples, 0
     kept: list[Example] = []
     for first in range(0, len(examples), _CHUNK):
+        check()
         chunk = examples[first : first + _CHUNK]
         kept += [e for e, fits in zip(chunk, encoder.fit(chunk), strict=True) if fits]
     dropped = len(examples) - len(kept)

@@ -76,9 +76,17 @@ def unambiguous(rows: Iterable[Row]) -> list[Row]:
 
 
 def save(path: Path, reports: Iterable[Report]) -> None:
-    """Write reports beside those in the file; one of the same task, split and seed is replaced."""
-    kept = {_key(report): report for report in (load(path) if path.exists() else [])}
-    kept.update({_key(report): report for report in reports})
+    """Write reports beside those in the file; one of the same task, split and seed is replaced, but never a
+    complete one by part of one. A file that is no evaluation is renamed."""
+    try:
+        kept = {_key(report): report for report in (load(path) if path.exists() else [])}
+    except UserError:
+        os.replace(path, path.with_name(f"damaged-{path.name}"))
+        kept = {}
+    for report in reports:
+        before = kept.get(_key(report))
+        if report.complete or before is None or not before.complete:
+            kept[_key(report)] = report
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".tmp-{path.name}")
     content = {"format": FORMAT, "reports": [asdict(report) for report in kept.values()]}

@@ -152,14 +152,25 @@ def retain(run_dir: Path, keep: int) -> None:
     The newest is always among the kept. A folder that cannot be deleted stays and does not stop the run.
     """
     found = checkpoints(run_dir)
-    states = {path: read_json(path / "state.json") for path in found[:-keep]}
-    recent = [read_json(path / "state.json") for path in found[-keep:]]
-    scored = [s["score"] for s in [*states.values(), *recent] if s["score"] is not None]
-    for path, state in states.items():
+    states = {path: _state_of(path) for path in found}
+    scored = [state["score"] for state in states.values() if state and state["score"] is not None]
+    for path in found[:-keep]:
+        state = states[path]
+        if state is None:
+            continue  # damaged: not ours to delete
         best = state["score"] is not None and state["score"] == max(scored)
         if not best and not state["stage_done"]:
             with contextlib.suppress(OSError):
                 _remove(path)
+
+
+def _state_of(path: Path) -> dict[str, Any] | None:
+    """state.json, or None where it is damaged."""
+    try:
+        state = read_json(path / "state.json")
+        return state if {"score", "stage_done"} <= state.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def check_space(run_dir: Path, checkpoint_bytes: int) -> None:

@@ -96,6 +96,8 @@ def _find(run_dir: Path, recipe: Recipe) -> Resume | None:
     checkpoint.set_aside(run_dir, path)
     state = checkpoint.read_json(path / "state.json")
     index, done = state["stage_index"], state["stage_done"]
+    finished = done and index == len(recipe) - 1
+    where = f"going on from {path.name}, stage {state['stage']}"
     return Resume(
         path=path,
         step=state["offset"] + state["step"],
@@ -104,7 +106,7 @@ def _find(run_dir: Path, recipe: Recipe) -> Resume | None:
         evaluated=state["evaluated"],
         tokens_before=state["tokens_before"],
         handover=_handover(run_dir, index if done else index - 1),
-        notes=(*notes, f"going on from {path.name}, stage {state['stage']}"),
+        notes=(*notes, f"finished before, at {path.name}: nothing is left to train" if finished else where),
     )
 
 

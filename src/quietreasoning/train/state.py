@@ -103,7 +103,7 @@ class TrainState:
     ) -> TrainState:
         """Places, freezes and wraps `method`; starts optimizer and average fresh."""
         machine = machine or Machine()
-        check_settings(config, optim, machine)
+        check_settings(config, optim, machine.world)
         method.to(machine.device)
         frozen = freeze_others(method, config.enable)
         if not any(p.requires_grad for p in method.parameters()):
@@ -154,17 +154,17 @@ class TrainState:
         return self.method
 
 
-def check_settings(config: TrainConfig, optim: OptimConfig, machine: Machine) -> None:
+def check_settings(config: TrainConfig, optim: OptimConfig, ranks: int) -> None:
     """Refuses settings that only meet here: ranks, lanes and the optimizer."""
     if config.steps is None and config.tokens is None:
         raise UserError("train.steps or train.tokens must say how long to train; neither is given.")
-    shares = config.accumulate * machine.world
+    shares = config.accumulate * ranks
     if config.batch_size % shares:
         raise UserError(
             f"train.batch_size={config.batch_size} does not divide into train.accumulate={config.accumulate} "
-            f"lanes on {machine.world} rank(s). Use a multiple of {shares}."
+            f"lanes on {ranks} rank(s). Use a multiple of {shares}."
         )
-    if optim.name == "muon" and config.sharding == "fsdp" and machine.world > 1:
+    if optim.name == "muon" and config.sharding == "fsdp" and ranks > 1:
         raise UserError(
             "optim.name=muon needs whole matrices. Use train.sharding=ddp, or optim.name=adamw with fsdp."
         )

@@ -10,6 +10,7 @@ import pytest
 
 from quietreasoning.config import UserError
 from quietreasoning.evaluate.asking import cut
+from quietreasoning.evaluate.compare import verdicts
 from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.evaluate.controls import Arm, arms_of
 from quietreasoning.evaluate.harness import Stopped, evaluate
@@ -236,3 +237,14 @@ def test_one_prompt_alone_is_timed_alone():
     method = toy.Adder()
     ask([Arm(method, "adder")], timing=4, batch_size=16)
     assert [len(batch) for batch in method.batches] == [1] * 6 + [16, 16, 5]
+
+
+def test_verdict_is_open_where_too_few_answers_are_right():
+    """With 3 right answers even losing all of them proves nothing: the thought is not called inert."""
+    row = {"method": "quiet", "kind": "quiet", "control": None, "effort": None, "n": 37, "correct": 3}
+    outcomes = {"quiet": "111" + "0" * 34, "quiet + zero": "0" * 37}
+    (few,) = verdicts([row], outcomes)
+    assert few["open"] and not few["inert"] and "3 right answers of 37 are too few" in few["text"]
+    outcomes = {"quiet": "1" * 6 + "0" * 31, "quiet + zero": "0" * 37}
+    (enough,) = verdicts([row | {"correct": 6}], outcomes)
+    assert not enough["open"] and not enough["inert"] and "carries the answer" in enough["text"]

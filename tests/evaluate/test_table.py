@@ -55,3 +55,12 @@ def test_sizes_that_differ_get_a_column():
 
 def test_empty():
     assert "No rows." in text([])
+
+
+def test_no_saving_against_one_chain_of_several():
+    rows = [
+        make_row("cot (a)", "chain", 0, 200, 18.0),
+        make_row("cot (b)", "chain", 0, 200, 36.0),
+        make_row("slots", "quiet", 0, 198, 4.0),
+    ]
+    assert not re.search(r"\d+\.\dx", text(rows, "gsm8k"))

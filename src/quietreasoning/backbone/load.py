@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from transformers import (
     LlamaConfig,
     PreTrainedConfig,
 )
+from transformers.utils import logging
 
 from quietreasoning.backbone.config import BackboneConfig, ScratchConfig
 from quietreasoning.backbone.model import Backbone, context_of, layer_types, role_of
@@ -95,6 +97,8 @@ def _read_shape(config: BackboneConfig):
 def _load_pretrained(config: BackboneConfig, dtype: torch.dtype) -> nn.Module:
     where = f"backbone.path={config.path}"
     shape = _read_shape(config)
+    if not sys.stderr.isatty():  # in a log file the bar would be a long line of every load
+        logging.disable_progress_bar()
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             config.path,

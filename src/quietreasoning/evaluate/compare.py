@@ -55,6 +55,7 @@ def verdicts(rows: Sequence[Row], outcomes: dict[str, str], seed: int = 0) -> li
 
     Inert unless shown otherwise: where zeroing or shuffling the thoughts costs nothing measurable
     (McNemar p >= 0.05, or no loss), whatever the method gained came from training, not from the thought.
+    Open where so few answers are right that losing them all would not be measurable.
     """
     found = []
     for row in rows:
@@ -68,9 +69,15 @@ def verdicts(rows: Sequence[Row], outcomes: dict[str, str], seed: int = 0) -> li
                 tests[control] = compare(arm_name(method, None, effort), name, outcomes, seed)
         if tests:
             free = {k: t for k, t in tests.items() if t["p"] >= LEVEL or t["difference"] <= 0}
+            few = mcnemar(row["correct"], 0) >= LEVEL  # losing every right answer would not be measurable
             text = _inert(method, free) if free else _carries(method, tests)
-            verdict = {"method": method, "effort": effort, "controls": list(tests)}
-            found.append({**verdict, "inert": bool(free), "text": text})
+            if few:
+                text = (
+                    f"{method}: whether the thought matters is open: {row['correct']} right answers of "
+                    f"{row['n']} are too few for a control to lose measurably."
+                )
+            verdict = {"method": method, "effort": effort, "controls": list(tests), "open": few}
+            found.append({**verdict, "inert": bool(free) and not few, "text": text})
     return found
 
 

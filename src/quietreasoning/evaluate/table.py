@@ -82,8 +82,8 @@ def accuracy(row: Row) -> str:
 
 def saving(row: Row, chain: float | None) -> str:
     """How many times fewer sequential passes than the visible chain: `4.5x`."""
-    if row["kind"] not in ("quiet", "control") or not chain or not row["passes"]:
-        return "-" if row["kind"] != "chain" else "1.0x"
+    if row["kind"] not in ("quiet", "control", "chain") or not chain or not row["passes"]:
+        return "-"
     return f"{chain / row['passes']:.1f}x"
 
 
@@ -92,8 +92,9 @@ def figure(value: float | None) -> str:
 
 
 def chain_passes(pooled: Sequence[Row]) -> float | None:
-    """Sequential passes of the visible chain, where one was evaluated."""
-    return next((row["passes"] for row in pooled if row["kind"] == "chain"), None)
+    """Sequential passes of the visible chain; None where none was evaluated, or several were."""
+    chains = [row["passes"] for row in pooled if row["kind"] == "chain" and row["effort"] is None]
+    return chains[0] if len(chains) == 1 else None
 
 
 def caption(pooled: Sequence[Row]) -> str:

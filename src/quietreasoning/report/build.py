@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,12 @@ from quietreasoning.evaluate.rows import Report, Row, pool
 from quietreasoning.evaluate.table import accuracy, caption, chain_passes, figure, label, sample_size, saving
 from quietreasoning.report import charts, findings
 from quietreasoning.report import html as h
+from quietreasoning.report.identity import runs_section
 from quietreasoning.report.runs import Run, merge, read_run
 from quietreasoning.report.style import CSS
 
 MAX_SAMPLES = 4
+MAX_TESTS = 15  # more are folded away
 
 
 def report(run_dirs: Sequence[Path | str], out: Path | str) -> Path:
@@ -94,13 +95,13 @@ def task_section(
         *figure_or_hint(
             "Accuracy by number of steps",
             h.figure(charts.accuracy_by_steps(pooled), STEPS),
-            h.absent("All problems need the same number of steps.", f"{command} --task ANOTHER"),
+            h.absent("All problems need the same number of steps."),
             hint,
         ),
         *figure_or_hint(
             "Depth turning into reasoning steps",
             h.figure(charts.depth_into_steps(pooled), DEPTH),
-            h.absent("No method was tried at several efforts.", f"{command} 'eval.efforts=[1,2,3,4]'"),
+            no_depth(pooled, command),
             hint,
         ),
         "<h3>Controls</h3>",
@@ -111,6 +112,12 @@ def task_section(
         "<h3>Samples</h3>",
         samples(reports) or h.absent("No samples were kept.", f"{command} eval.samples=3"),
     )
+
+
+def no_depth(pooled: Sequence[Row], command: str) -> str:
+    if any(row["kind"] == "quiet" for row in pooled):
+        return h.absent("No method was tried at several efforts.", f"{command} 'eval.efforts=[1,2,3,4]'")
+    return h.absent("No method here thinks in loops or latents.")
 
 
 COST = (
@@ -174,7 +181,10 @@ def comparisons_table(reports: Sequence[Report]) -> str:
     controls = [test for test in found if test["about"] == "control"]
     title = f"<summary>Tests of the controls ({len(controls)})</summary>"
     folded = f"<details>{title}{tests_table(controls)}</details>"
-    return (tests_table(mains) if mains else "") + (folded if controls else "")
+    table = tests_table(mains) if mains else ""
+    if len(mains) > MAX_TESTS:
+        table = f"<details><summary>Every two methods ({len(mains)})</summary>{table}</details>"
+    return table + (folded if controls else "")
 
 
 def tests_table(tests: Sequence[dict[str, Any]]) -> str:
@@ -236,8 +246,16 @@ def samples(reports: Sequence[Report]) -> str:
 
 def training_section(runs: Sequence[Run]) -> str:
     parts = []
-    for name, group in groupby(sorted(runs, key=lambda run: run.group), key=lambda run: run.group):
-        own = list(group)
+    by_recipe: dict[str, list[list[Run]]] = defaultdict(list)  # recipe -> runs that differ by seed alone
+    for run in sorted(runs, key=lambda run: run.group):
+        alike = next((own for own in by_recipe[run.group] if own[0].but_seed == run.but_seed), None)
+        if alike is None:
+            by_recipe[run.group].append(alike := [])
+        alike.append(run)
+    for own in (own for groups in by_recipe.values() for own in groups):
+        name = own[0].group
+        if len(by_recipe[name]) > 1:
+            name += f" ({', '.join(run.name for run in own)})"
         parts.append(f"<h3>{h.esc(name)}</h3>")
         picture = charts.training_curves(own)
         note = "Means of neighbouring steps. Dotted: a new stage begins."
@@ -245,69 +263,3 @@ def training_section(runs: Sequence[Run]) -> str:
             h.figure(picture, note) or h.absent("No training log.", f"quiet train RECIPE out={own[0].path}")
         )
     return h.section("training", "Training", *parts)
-
-
-def runs_section(runs: Sequence[Run]) -> str:
-    rows, parts = [], []
-    for run in runs:
-        facts = identity(run)
-        rows.append(("own", [h.esc(run.name), *(h.esc(facts[key]) for key in FACTS)]))
-        for fault in run.faults:
-            parts.append(f'<p class="absent">{h.esc(run.name)}: {h.esc(fault)}</p>')
-        for piece, command in run.absent.items():
-            parts.append(h.absent(f"{run.name}: {piece} is absent.", command))
-    table = h.table(["run", *FACTS], rows)
-    details = [
-        f"<details><summary>{h.esc(run.name)}: all settings and versions</summary>"
-        f"<pre>{h.esc(lines(run.settings) or '(no config.yaml)')}</pre>"
-        f"<pre>{h.esc(lines(run.identity) or '(no run.json)')}</pre></details>"
-        for run in runs
-    ]
-    return h.section("runs", "Runs", table, *parts, *details)
-
-
-FACTS = ("recipe", "method", "seed", "backbone", "task", "steps", "device", "commit", "command")
-
-
-def identity(run: Run) -> dict[str, str]:
-    """The figures of `FACTS`, "-" where a run does not say."""
-    settings, said = run.settings, run.identity
-
-    def inside(*keys: str) -> Any:
-        value: Any = settings
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
-
-    last = (settings.get("stages") or [{}])[-1]
-    backbone = inside("backbone", "path") or ("from scratch" if inside("backbone", "scratch") else None)
-    device = said.get("device") or next((report.device for report in run.reports if report.device), None)
-    found = {
-        "recipe": said.get("recipe"),
-        "method": last.get("method", {}).get("name"),
-        "seed": settings.get("seed"),
-        "backbone": backbone,
-        "task": last.get("data", {}).get("task"),
-        "steps": run.log[-1]["step"] if run.log else None,
-        "device": device,
-        "commit": said.get("commit") or said.get("git_commit"),
-        "command": said.get("command"),
-    }
-    return {key: "-" if value in (None, "") else words(value) for key, value in found.items()}
-
-
-def words(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items())
-    return str(value)
-
-
-def lines(content: Any, path: str = "") -> str:
-    """Nested settings as `a.b = c` lines."""
-    if isinstance(content, dict):
-        return "\n".join(
-            filter(None, (lines(v, f"{path}.{k}" if path else str(k)) for k, v in content.items()))
-        )
-    return f"{path} = {content}"

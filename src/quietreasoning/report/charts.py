@@ -23,7 +23,7 @@ from quietreasoning.evaluate.statistics import wilson
 from quietreasoning.report.runs import Run
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
+MARKERS = "osD^vPX*"  # one more than colours: the look of a method recurs after 56
 DIRECT = "#666666"
 STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -61,12 +61,13 @@ def looks(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     }
 
 
-def percent(axes: Axes, axis: str = "y") -> None:
-    """0 to 100, with room for markers at both ends."""
+def percent(axes: Axes, axis: str = "y", top: float = 100) -> None:
+    """0 to 100, or to 50, 25 or 10 where nothing lies above `top`, with room for markers at both ends."""
+    end = min(limit for limit in (10, 25, 50, 100) if limit >= min(top, 100))
     setters = {"y": (axes.set_ylim, axes.set_yticks), "x": (axes.set_xlim, axes.set_xticks)}
     set_limit, set_ticks = setters[axis]
-    set_limit(-3, 104)
-    set_ticks([0, 25, 50, 75, 100])
+    set_limit(-0.03 * end, 1.04 * end)
+    set_ticks([0, end / 4, end / 2, 3 * end / 4, end] if end > 10 else [0, 2, 4, 6, 8, 10])
 
 
 def reach(row: Row) -> list[list[float]]:
@@ -100,7 +101,7 @@ def accuracy_against_cost(rows: Sequence[Row]) -> str:
                     row[key], 100 * row["accuracy"], yerr=reach(row), linestyle="", markersize=7, capsize=2,
                     label=method, **look[method],
                 )  # fmt: skip
-        percent(axes)
+        percent(axes, top=100 * max(row["high"] for row in mains))
         axes.set_xlabel(name)
         axes.set_xlim(left=min(0, axes.get_xlim()[0]) if key == "passes" else 0)
     all_axes[0].set_ylabel("accuracy, %")
@@ -118,7 +119,7 @@ def accuracy_by_steps(rows: Sequence[Row]) -> str:
         return ""
     figure, (axes,) = panels(1, width=7.4, height=3.3)
     look = looks(rows)
-    shift = 0.12 / max(1, len(mains))  # side by side where arms meet
+    shift = min(0.04, 0.6 / len(mains))  # side by side where arms meet
     for i, row in enumerate(mains):
         points = numbered(row)
         x = [k + (i - (len(mains) - 1) / 2) * shift for k, _, _ in points]
@@ -223,8 +224,8 @@ def controls(rows: Sequence[Row]) -> str:
     axes.set_yticks(places, [name_of(row) for row in bars])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    percent(axes, "x")
-    axes.set_xlim(0, 104)
+    percent(axes, "x", top=100 * max(row["high"] for row in [*bars, *([direct] if direct else [])]))
+    axes.set_xlim(left=0)
     axes.set_xlabel("accuracy, %")
     return picture(figure, f"Controls: {'; '.join(said)}.")
 

@@ -17,20 +17,15 @@ def shown(reports: Sequence[Report], pooled: Sequence[Row]) -> list[str]:
 
 
 def reached(pooled: Sequence[Row]) -> list[str]:
-    """One sentence a quiet method, beside the chain and the direct answer."""
+    """One sentence a quiet method, then one for the chain and the direct answer beside them."""
     trained = [row for row in pooled if row["control"] is None and row["effort"] is None]
-    beside = [
-        f"{row['method']}: {100 * row['accuracy']:.1f} %, {spent(row)}"
-        for kind in ("chain", "direct")
-        for row in trained
-        if row["kind"] == kind
-    ]
-    return [
-        f"{row['method']} reaches {accuracy(row)} % with {spent(row)}"
-        + (f" ({'; '.join(beside)})." if beside else ".")
-        for row in trained
-        if row["kind"] == "quiet"
-    ]
+    quiet = [row for row in trained if row["kind"] == "quiet"]
+    beside = [row for kind in ("chain", "direct") for row in trained if row["kind"] == kind]
+    lines = [f"{row['method']} reaches {accuracy(row)} % with {spent(row)}." for row in quiet or beside]
+    if quiet and beside:
+        said = [f"{row['method']} {accuracy(row)} % with {spent(row)}" for row in beside]
+        lines.append(f"Beside {'it' if len(quiet) == 1 else 'them'}: {'; '.join(said)}.")
+    return lines
 
 
 def spent(row: Row) -> str:
@@ -47,11 +42,17 @@ def tested(reports: Sequence[Report]) -> list[str]:
                 by_method[verdict["method"]].append(verdict)
     lines = []
     for method, found in by_method.items():
+        open_ = sum(verdict.get("open", False) for verdict in found)
         inert = sum(verdict["inert"] for verdict in found)
         either = " or " if inert else " and "
         names = either.join(f"'{control}'" for control in found[0]["controls"])
         if len(found) == 1:
             lines.append(found[0]["text"])
+        elif open_:
+            lines.append(
+                f"{method}: in {open_} of {len(found)} seeds too few answers are right to tell whether the "
+                "thought matters."
+            )
         elif inert:
             lines.append(
                 f"{method}: the thought is inert in {inert} of {len(found)} seeds ({names} costs nothing "

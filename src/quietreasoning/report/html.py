@@ -26,9 +26,10 @@ def figure(picture: str, caption: str) -> str:
     return f"<figure>{picture}<figcaption>{esc(caption)}</figcaption></figure>" if picture else ""
 
 
-def absent(what: str, command: str) -> str:
-    """What is not there, and the command that makes it."""
-    return f'<p class="absent">{esc(what)} Make it with <code>{esc(command)}</code></p>'
+def absent(what: str, command: str = "") -> str:
+    """What is not there, and the command that makes it, if one does."""
+    made = f" Make it with <code>{esc(command)}</code>" if command else ""
+    return f'<p class="absent">{esc(what)}{made}</p>'
 
 
 def bullets(lines: Iterable[str]) -> str:

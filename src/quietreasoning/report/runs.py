@@ -41,8 +41,15 @@ class Run:
 
     @property
     def group(self) -> str:
-        """Runs of one group differ by seed alone: their curves share a picture."""
+        """The recipe, else the folder's name."""
         return str(self.identity.get("recipe") or self.name)
+
+    @property
+    def but_seed(self) -> dict[str, Any]:
+        """The settings without seed and folders: runs that agree in them share a picture."""
+        return {
+            key: value for key, value in self.settings.items() if key not in ("seed", "out", "init", "eval")
+        }
 
 
 def read_run(path: Path) -> Run:

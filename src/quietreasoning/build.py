@@ -111,7 +111,10 @@ class Builder:
     @cached_property
     def tokenizer(self):
         if self.tokenizer_folder is not None:
-            return load_tokenizer(str(self.tokenizer_folder))
+            try:
+                return load_tokenizer(str(self.tokenizer_folder))
+            except UserError as error:
+                raise UserError(f"{error}. The quiet train command of this run writes it anew.") from None
         first, backbone = self.config.stages[0].data, self.config.backbone
         return build_tokenizer(first, build_task(first), backbone.path, backbone.revision)
 
@@ -220,5 +223,11 @@ def read_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """A run folder's settings under overrides."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml. Give a folder quiet train wrote.")
-    layers = expand(load_recipe(str(folder / "config.yaml"), overrides))
-    return validate(RunConfig, layers.values, layers.provenance)
+    try:
+        layers = expand(load_recipe(str(folder / "config.yaml"), overrides))
+        return validate(RunConfig, layers.values, layers.provenance)
+    except UserError as error:
+        if overrides:
+            read_config(folder)  # whose fault it is
+            raise
+        raise UserError(f"{folder}/config.yaml is damaged, or of another version: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from quietreasoning.data.config import DataConfig, build_task
 from quietreasoning.data.encoder import Encoder
 from quietreasoning.data.load import load_split
 from quietreasoning.evaluate import harness
+from quietreasoning.evaluate.asking import Progress
 from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.evaluate.controls import Arm, arms_of
 from quietreasoning.evaluate.rows import Report, save, unambiguous
@@ -31,7 +33,14 @@ class Exam:
     seed: int
     title: str | None = None  # how the rows name the task; None: its own name
 
-    def ask(self, arms: list[Arm], stop: StopFlag, *, shortcuts: bool = False) -> Report:
+    def ask(
+        self,
+        arms: list[Arm],
+        stop: StopFlag,
+        *,
+        shortcuts: bool = False,
+        progress: Progress = lambda arm, done, total: None,
+    ) -> Report:
         """Every arm on the same examples. Raises train's Stopped where a signal came."""
         task = build_task(self.data)
         examples, dropped = load_split(task, self.config.split, self.data, self.encoder, n=self.config.n)
@@ -48,7 +57,21 @@ class Exam:
             seed=self.seed,
             shortcuts=task.shortcuts if shortcuts else None,
             stop=lambda: stop.requested,
+            progress=progress,
         )
+
+
+class Ticker:
+    """A line on stderr with the first batch, then every few seconds: evaluations can be long."""
+
+    def __init__(self, seconds: float = 5.0):
+        self.seconds = seconds
+        self.printed = -float("inf")
+
+    def __call__(self, arm: str, done: int, total: int) -> None:
+        if time.monotonic() - self.printed >= self.seconds:
+            self.printed = time.monotonic()
+            print(f"evaluating {arm}: {done}/{total}", file=sys.stderr, flush=True)
 
 
 def quick_rows(builder: Builder, stage: StageConfig, method: Method, stop: StopFlag) -> list[dict[str, Any]]:
@@ -73,13 +96,17 @@ def prove(loaded: Loaded) -> list[dict[str, Any]]:
     kept = loaded.folder / "eval" / "rows.json"
     with stop.listening():
         try:
-            report = exam.ask(arms, stop, shortcuts=True)
+            report = exam.ask(arms, stop, shortcuts=True, progress=Ticker())
         except harness.Stopped as stopped:
             if stopped.report.rows:
                 save(kept, [stopped.report])
             raise Stopped("stopped while evaluating; the same command asks all again") from None
     save(kept, [report])
     show(report, kept)
+    for missing in sorted({"plain", "cot"} - {arm.label for arm in arms}):
+        print(
+            f"note: no {missing} arm in this table; train one and add eval.baselines=[RUN]", file=sys.stderr
+        )
     return unambiguous(report.rows)
 
 
@@ -100,10 +127,6 @@ def baselines(loaded: Loaded) -> list[Arm]:
         if state["stage_done"] and name not in names:
             arms.append(Arm(open_checkpoint(loaded.folder, path, loaded.config).method, name))
             names.add(name)
-    for missing in sorted({"plain", "cot"} - names):
-        print(
-            f"note: no {missing} arm in this table; train one and add eval.baselines=[RUN]", file=sys.stderr
-        )
     return arms
 
 

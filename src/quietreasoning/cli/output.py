@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,13 @@ def write_json(file: str | None, value: Any) -> None:
         from quietreasoning.config import UserError
 
         raise UserError(f"--json {file}: cannot be written ({error.strerror})") from None
+
+
+@contextmanager
+def json_alone(file: str | None) -> Iterator[None]:
+    """With `-` as the JSON file, whatever the block prints goes to stderr: stdout is for the JSON."""
+    with contextlib.redirect_stdout(sys.stderr) if file == "-" else contextlib.nullcontext():
+        yield
 
 
 def human_bytes(count: float) -> str:

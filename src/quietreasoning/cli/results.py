@@ -19,10 +19,11 @@ def demo(
 ) -> int:
     """Train a tiny model to think without saying it, prove it, and talk to it."""
     numbers = _seeds(seeds)
-    from quietreasoning.cli.output import write_json
+    from quietreasoning.cli.output import json_alone, write_json
     from quietreasoning.demo import demo as tell
 
-    code, rows = tell(seeds=numbers, out=out)
+    with json_alone(json):
+        code, rows = tell(seeds=numbers, out=out)
     write_json(json, rows)
     return code
 
@@ -45,12 +46,14 @@ def evaluate(
 def _evaluate(
     run: str, settings: list[str], task: str | None, n: int | None, controls: str | None, json: str | None
 ) -> None:
-    from quietreasoning.cli.output import write_json
+    from quietreasoning.cli.output import json_alone, write_json
     from quietreasoning.run import evaluate_run
 
     shortcuts = {"data.task": task, "eval.n": n, "eval.controls": _controls(controls)}
     named = [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
-    write_json(json, evaluate_run(run, [*named, *settings]))
+    with json_alone(json):
+        rows = evaluate_run(run, [*named, *settings])
+    write_json(json, rows)
 
 
 @guarded

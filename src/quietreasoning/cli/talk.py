@@ -55,11 +55,17 @@ def _answer(loaded, prompt: str, effort: int | None, max_new_tokens: int | None)
     from quietreasoning.data.example import Example
 
     question = Example(id="prompt", prompt=prompt, steps=(), results=(), answer="", meta={"num_steps": 0})
+    limit, context = max_new_tokens or loaded.max_new_tokens, loaded.encoder.context
+    length = len(loaded.encoder.prompt_ids([prompt])[0])
+    if length + limit > context:
+        raise UserError(
+            f"the prompt has {length} tokens, the answer may have {limit}, the model's context is {context}; "
+            "shorten the prompt, or lower --max-new-tokens"
+        )
     prompt_BP = loaded.encoder.prompts([question]).to(loaded.device)
     unknown = loaded.encoder.unknown_words(prompt)
     if unknown:
         typer.echo(f"quiet: note: this model does not know: {' '.join(unknown)}", err=True)
-    limit = max_new_tokens or loaded.max_new_tokens
     try:
         reply = loaded.method.generate(prompt_BP, max_new_tokens=limit, effort=effort)
     except ValueError as error:  # an effort the method has no dial for

@@ -43,7 +43,7 @@ def _train(
     json: str | None,
 ) -> int:
     from quietreasoning import run
-    from quietreasoning.cli.output import write_json
+    from quietreasoning.cli.output import json_alone, write_json
 
     resolved = run.resolve(recipe, settings, out=out)  # refuse bad settings before any rank starts
     if nproc > 1:
@@ -55,9 +55,10 @@ def _train(
         arguments = [flag for flag, wanted in flags if wanted]
         arguments += [f"{flag}={value}" for flag, value in named if value is not None]
         return launch(["train", *arguments, "--", recipe, *settings], nproc)
-    code = run.train_run(resolved, resume=resume, dry_run=dry_run, doctor=not no_doctor)
+    with json_alone(json):
+        code = run.train_run(resolved, resume=resume, dry_run=dry_run, doctor=not no_doctor)
     if os.environ.get("RANK", "0") == "0":
         write_json(json, {"exit_code": code})
-        if not dry_run:
+        if not dry_run and json != "-":
             typer.echo(run.next_commands(resolved.out))
     return code

@@ -6,11 +6,13 @@ an end-of-sequence token is refused: no method could learn where an answer ends.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from quietreasoning.config import UserError
 from quietreasoning.data.config import DataConfig
@@ -54,14 +56,30 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     """
     if path.endswith(".model"):
         return from_sentencepiece(path)
+    told = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it warns of is refused below, in one line
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"tokenizer.path={path}: no tokenizer could be loaded ({first_line})") from error
+    except Exception as error:  # the Rust half raises bare Exceptions, a file of another shape KeyErrors
+        raise UserError(f"tokenizer of {path}: {_refusal(error)}") from error
+    finally:
+        logging.set_verbosity(told)
     if not tokenizer.is_fast:
-        raise UserError(f"tokenizer.path={path}: it has no fast form; save one with a tokenizer.json")
+        raise UserError(f"tokenizer of {path}: it has no fast form; save one with a tokenizer.json")
     return checked(tokenizer, path)
+
+
+def _refusal(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200]
+    if "custom code" in text:
+        return "it needs code from its own repository, which is never run here"
+    if "Repo id must" in text:
+        return "there is no such folder"
+    if not isinstance(error, OSError):
+        return (
+            f"no tokenizer could be loaded; its files are missing or damaged ({type(error).__name__}: {text})"
+        )
+    return f"no tokenizer could be loaded ({text})"
 
 
 def checked(tokenizer: PreTrainedTokenizerFast, origin: str) -> PreTrainedTokenizerFast:
@@ -74,8 +92,12 @@ def checked(tokenizer: PreTrainedTokenizerFast, origin: str) -> PreTrainedTokeni
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
-    """Write `tokenizer.json` and its settings; `load_tokenizer(folder)` reads them back."""
-    tokenizer.save_pretrained(str(folder))
+    """Write `tokenizer.json` and its settings; `load_tokenizer(folder)` reads them back. OSError where it
+    cannot."""
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except Exception as error:  # the Rust half raises a bare Exception where the disk is full
+        raise OSError(errno.EIO, str(error), str(folder)) from error
 
 
 def train_words(texts: Iterable[str]) -> PreTrainedTokenizerFast:

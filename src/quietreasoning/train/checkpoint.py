@@ -179,7 +179,7 @@ def check_space(run_dir: Path, checkpoint_bytes: int) -> None:
     free, need = shutil.disk_usage(run_dir).free, 2 * checkpoint_bytes
     if free < need:
         raise UserError(
-            f"{run_dir} has {free / 1e9:.1f} GB free; two checkpoints need {need / 1e9:.1f} GB. "
+            f"{run_dir} has {free / 1e6:,.1f} MB free; two checkpoints need {need / 1e6:,.1f} MB. "
             "Free some space or choose another `out`."
         )
 

@@ -244,7 +244,7 @@ def test_verdict_is_open_where_too_few_answers_are_right():
     row = {"method": "quiet", "kind": "quiet", "control": None, "effort": None, "n": 37, "correct": 3}
     outcomes = {"quiet": "111" + "0" * 34, "quiet + zero": "0" * 37}
     (few,) = verdicts([row], outcomes)
-    assert few["open"] and not few["inert"] and "3 right answers of 37 are too few" in few["text"]
+    assert few["open"] and not few["inert"] and "with 3 of 37 right" in few["text"]
     outcomes = {"quiet": "1" * 6 + "0" * 31, "quiet + zero": "0" * 37}
     (enough,) = verdicts([row | {"correct": 6}], outcomes)
     assert not enough["open"] and not enough["inert"] and "carries the answer" in enough["text"]

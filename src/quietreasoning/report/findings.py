@@ -35,24 +35,15 @@ def spent(row: Row) -> str:
 
 def tested(reports: Sequence[Report]) -> list[str]:
     """One sentence a method whose thoughts were corrupted; with one seed the whole verdict."""
-    by_method: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for report in reports:
-        for verdict in report.verdicts:
-            if verdict["effort"] is None:
-                by_method[verdict["method"]].append(verdict)
     lines = []
-    for method, found in by_method.items():
-        open_ = sum(verdict.get("open", False) for verdict in found)
+    for method, found in as_trained(reports).items():
+        if any(is_open(verdict) for verdict in found):
+            continue  # said under what is not shown
         inert = sum(verdict["inert"] for verdict in found)
         either = " or " if inert else " and "
         names = either.join(f"'{control}'" for control in found[0]["controls"])
         if len(found) == 1:
             lines.append(found[0]["text"])
-        elif open_:
-            lines.append(
-                f"{method}: in {open_} of {len(found)} seeds too few answers are right to tell whether the "
-                "thought matters."
-            )
         elif inert:
             lines.append(
                 f"{method}: the thought is inert in {inert} of {len(found)} seeds ({names} costs nothing "
@@ -64,6 +55,35 @@ def tested(reports: Sequence[Report]) -> list[str]:
                 "measurably in each)."
             )
     return lines
+
+
+def undecided(reports: Sequence[Report]) -> list[str]:
+    """One sentence a method with too few right answers for its controls to say anything."""
+    lines = []
+    for method, found in as_trained(reports).items():
+        number = sum(is_open(verdict) for verdict in found)
+        if number and len(found) == 1:
+            lines.append(found[0]["text"])
+        elif number:
+            lines.append(
+                f"{method}: whether the thought matters is open; in {number} of {len(found)} seeds too few "
+                "answers are right to tell."
+            )
+    return lines
+
+
+def as_trained(reports: Sequence[Report]) -> dict[str, list[dict[str, Any]]]:
+    """Method -> its verdicts, one a seed."""
+    by_method: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for report in reports:
+        for verdict in report.verdicts:
+            if verdict["effort"] is None:
+                by_method[verdict["method"]].append(verdict)
+    return by_method
+
+
+def is_open(verdict: dict[str, Any]) -> bool:
+    return verdict.get("open", False)
 
 
 def not_shown(reports: Sequence[Report], pooled: Sequence[Row]) -> list[str]:
@@ -80,6 +100,7 @@ def not_shown(reports: Sequence[Report], pooled: Sequence[Row]) -> list[str]:
             lines.append(
                 f"{row['method']}: no zeroed or shuffled control, so whether its thought matters is open."
             )
+    lines += undecided(reports)
     for row in pooled:
         if row["unanswered"] and row["control"] is None and row["effort"] is None:
             lines.append(

@@ -116,7 +116,7 @@ def doctor(
     settings: list[str] = SETTINGS,
     json: str = JSON,
 ) -> int:
-    """The machine; or a recipe's losses, masks and causality on one batch per stage."""
+    """Check this machine; or a recipe, on one batch of each stage."""
     from quietreasoning.cli.output import print_table, write_json
 
     if recipe is not None:

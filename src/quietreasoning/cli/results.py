@@ -17,7 +17,7 @@ def demo(
     out: str = typer.Option("runs/demo", "--out", metavar="DIR", help="Where runs and report go."),
     json: str = JSON,
 ) -> int:
-    """Train a tiny model to think without saying it, prove it, and talk to it."""
+    """Train a tiny quiet model, prove it, and talk to it."""
     numbers = _seeds(seeds)
     from quietreasoning.cli.output import json_alone, write_json
     from quietreasoning.demo import demo as tell

@@ -29,7 +29,7 @@ def generate(
 
 @guarded
 def chat(run: str = RUN, effort: int = EFFORT, max_new_tokens: int = MAX_NEW) -> int:
-    """Answer each line of standard input; its end, or an empty line on a terminal, leaves."""
+    """Answer each line of standard input; Ctrl-D leaves."""
     from quietreasoning.config import UserError
     from quietreasoning.run import open_run
 

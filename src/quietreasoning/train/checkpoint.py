@@ -179,9 +179,13 @@ def check_space(run_dir: Path, checkpoint_bytes: int) -> None:
     free, need = shutil.disk_usage(run_dir).free, 2 * checkpoint_bytes
     if free < need:
         raise UserError(
-            f"{run_dir} has {free / 1e6:,.1f} MB free; two checkpoints need {need / 1e6:,.1f} MB. "
+            f"{run_dir} has {_size(free)} free; two checkpoints need {_size(need)}. "
             "Free some space or choose another `out`."
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quietreasoning.build import Builder, Loaded, StageConfig, open_checkpoint, open_run
+from quietreasoning.build import Builder, Loaded, RunConfig, StageConfig, open_checkpoint, open_run
 from quietreasoning.contract import Method
 from quietreasoning.data.config import DataConfig, build_task
 from quietreasoning.data.encoder import Encoder
 from quietreasoning.data.load import load_split
+from quietreasoning.data.tasks import TASKS
 from quietreasoning.evaluate import harness
 from quietreasoning.evaluate.asking import Progress
 from quietreasoning.evaluate.config import EvalConfig
@@ -91,7 +92,7 @@ def quick_rows(builder: Builder, stage: StageConfig, method: Method, stop: StopF
 def prove(loaded: Loaded) -> list[dict[str, Any]]:
     """Evaluate a run, print the table, keep the report in RUN/eval/rows.json; returns the rows."""
     config, stop = loaded.config, StopFlag()
-    exam = Exam(config.stages[-1].data, config.eval, loaded.encoder, config.seed)
+    exam = Exam(config.stages[-1].data, on_what_there_is(config), loaded.encoder, config.seed)
     arms = [*baselines(loaded), *arms_of_run(loaded)]
     kept = loaded.folder / "eval" / "rows.json"
     with stop.listening():
@@ -108,6 +109,16 @@ def prove(loaded: Loaded) -> list[dict[str, Any]]:
             f"note: no {missing} arm in this table; train one and add eval.baselines=[RUN]", file=sys.stderr
         )
     return unambiguous(report.rows)
+
+
+def on_what_there_is(config: RunConfig) -> EvalConfig:
+    """The evaluation's settings; a task of a single split, such as HumanEval, is asked on that one."""
+    data, asked = config.stages[-1].data, config.eval
+    splits = TASKS[data.task].splits
+    if asked.split in splits or len(splits) > 1:
+        return asked
+    print(f"note: {data.task} has no {asked.split} split, only {splits[0]}", file=sys.stderr)
+    return EvalConfig.model_validate(asked.model_dump() | {"split": splits[0]})
 
 
 def arms_of_run(loaded: Loaded) -> list[Arm]:

@@ -86,3 +86,11 @@ def test_more_steps_than_thoughts_and_none(real, tmp_path):
         "data.train=96", "train.batch_size=96",
     )  # fmt: skip
     assert all(math.isfinite(value) for pair in losses.values() for value in pair)
+
+
+def test_humaneval_is_asked_on_its_only_split(real, tmp_path, capsys):
+    trained(real, tmp_path / "run", "cot/gsm8k-tiny", *SCRATCH, "train.steps=1")
+    settings = ["data.task=humaneval", f"data.path={real('humaneval')}", "data.max_dropped_fraction=1"]
+    (row,) = evaluate_run(str(tmp_path / "run"), [*settings, "eval.n=20", "eval.controls=[]"])
+    assert "humaneval has no valid split, only test" in capsys.readouterr().err
+    assert row["split"] == "test" and row["accuracy"] == 0 and 0 < row["high"] < 1

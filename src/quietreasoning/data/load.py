@@ -38,8 +38,9 @@ def load_split(
     dropped = len(examples) - len(kept)
     if dropped > config.max_dropped_fraction * len(examples):
         raise UserError(
-            f"{dropped} of {len(examples)} {name} examples are too long, more than data.max_dropped_fraction="
-            f"{config.max_dropped_fraction:g} allows; raise it, or use a longer context"
+            f"{dropped} of {len(examples)} {name} examples are too long, more than "
+            f"data.max_dropped_fraction={config.max_dropped_fraction:g} allows; raise it or "
+            "data.max_prompt_tokens, or use a longer context"
         )
     return kept, dropped
 

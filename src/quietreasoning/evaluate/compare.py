@@ -73,8 +73,8 @@ def verdicts(rows: Sequence[Row], outcomes: dict[str, str], seed: int = 0) -> li
             text = _inert(method, free) if free else _carries(method, tests)
             if few:
                 text = (
-                    f"{method}: whether the thought matters is open; with {row['correct']} of {row['n']} right, "
-                    "no control could lose measurably."
+                    f"{method}: whether the thought matters is open; with {row['correct']} of {row['n']} "
+                    "right, no control could lose measurably."
                 )
             verdict = {"method": method, "effort": effort, "controls": list(tests), "open": few}
             found.append({**verdict, "inert": bool(free) and not few, "text": text})

@@ -56,7 +56,8 @@ class Task(ABC):
 
     def check_split(self, name: str) -> None:
         if name not in self.splits:
-            raise UserError(f"task {self.name} has no split '{name}'; {suggest(name, self.splits)}")
+            one = f"set eval.split={self.splits[0]}" if len(self.splits) == 1 else suggest(name, self.splits)
+            raise UserError(f"task {self.name} has no split '{name}'; {one}")
 
 
 class Lazy(Sequence[Example]):

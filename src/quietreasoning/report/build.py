@@ -83,7 +83,8 @@ def task_section(
     anchor: str, task: str, split: str, reports: Sequence[Report], runs: Sequence[Run], hint: bool = True
 ) -> str:
     pooled = pool(row for found in reports for row in found.rows)
-    command = f"quiet eval {runs[0].path}"
+    asked = next((run for run in runs if any(own.task == task for own in run.reports)), runs[0])
+    command = f"quiet eval {asked.path}"
     return h.section(
         anchor,
         f"{task} ({split} split)",
@@ -108,7 +109,8 @@ def task_section(
         h.figure(charts.controls(pooled), CONTROLS)
         or h.absent("No controls were evaluated.", f"{command} --controls zero,shuffle,filler"),
         "<h3>Paired comparisons</h3>",
-        comparisons_table(reports) or h.absent("Fewer than two arms were evaluated.", command),
+        comparisons_table(reports)
+        or h.absent("Fewer than two arms were evaluated.", f"{command} 'eval.baselines=[RUN]'"),
         "<h3>Samples</h3>",
         samples(reports) or h.absent("No samples were kept.", f"{command} eval.samples=3"),
     )
@@ -238,10 +240,17 @@ def samples(reports: Sequence[Report]) -> str:
         first = written[0]
         blocks.append(
             f"<p class='soft'>{h.esc(first['id'])}</p><pre>{h.esc(h.short(first['prompt']))}</pre>"
-            f"<p>Gold: <code>{h.esc(h.short(first['gold'], 300))}</code></p>"
+            f"{gold(h.short(first['gold'], 600))}"
             + h.table(["arm", "what it wrote", ""], rows, name="samples")
         )
     return "\n".join(blocks)
+
+
+def gold(text: str) -> str:
+    """Lines stay lines: some answers are programs."""
+    if "\n" in text:
+        return f"<p>Gold:</p><pre>{h.esc(text)}</pre>"
+    return f"<p>Gold: <code>{h.esc(text)}</code></p>"
 
 
 def training_section(runs: Sequence[Run]) -> str:

@@ -95,7 +95,7 @@ def make_run(folder, seed=0, name="slots/pointer", report=None, steps=600):
         "seed": seed, "backbone": {"path": None, "scratch": {"width": 128, "layers": 2}},
         "stages": [
             {"name": "chain", "method": {"name": "cot"}, "data": {"task": "pointer"}},
-            {"name": "quiet", "method": {"name": "slots"}, "data": {"task": "pointer"}, "optim": {"lr": 1e-3}},
+            {"name": "quiet", "method": {"name": "slots"}, "data": {"task": "pointer"}},
         ],
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))

@@ -30,7 +30,7 @@ from quietreasoning.config import UserError
 from quietreasoning.contract import Method
 from quietreasoning.data.config import build_task
 from quietreasoning.data.tokenizers import save_tokenizer
-from quietreasoning.layers import diff
+from quietreasoning.layers import SECTIONS, diff
 from quietreasoning.planning import estimate
 from quietreasoning.proof import prove, quick_rows
 from quietreasoning.report.build import report
@@ -243,7 +243,14 @@ def next_commands(folder: Path) -> str:
 
 
 def evaluate_run(run: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Rows of a run, its earlier visible chain and its baselines; also written to RUN/eval/rows.json."""
+    """Rows of a run, its earlier visible chain and its baselines; also written to RUN/eval/rows.json.
+
+    UserError for a setting that only training reads.
+    """
+    for override in overrides:
+        section = override.partition("=")[0].partition(".")[0].strip()
+        if section in {*RunConfig.model_fields, *SECTIONS} and section not in ("eval", "data", "stages"):
+            raise UserError(f"{override}: has no effect on a trained run; quiet eval takes eval.* and data.*")
     return prove(open_run(run, overrides))
 
 

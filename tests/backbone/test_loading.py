@@ -278,3 +278,8 @@ def test_scratch_is_a_llama_of_the_shape_asked_for(tie):
 
 def test_config_round_trips_through_the_folder(saved):
     assert AutoConfig.from_pretrained(saved).to_dict()["vocab_size"] == load(saved).vocab_size
+
+
+def test_adapter_settings_without_adapters_are_refused():
+    with pytest.raises(ValueError, match="lora has no effect with tune=full"):
+        BackboneConfig(lora=LoraConfig(rank=4))

@@ -201,6 +201,7 @@ def test_chat_names_unknown_words_goes_on_and_tells_by_its_exit_code(run):
 
 def test_wrong_figures_for_an_evaluation(run, tmp_path):
     assert "at least 1" in refused("eval", run, "eval.n=0")
+    assert "has no effect on a trained run" in refused("eval", run, "train.steps=9")
     assert "at least 1" in refused("eval", run, "--n", "0")
     assert "is not there; checkpoints of" in refused("eval", run / "step-000400")
     (tmp_path / "bare").mkdir()

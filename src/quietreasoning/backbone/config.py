@@ -73,6 +73,8 @@ class BackboneConfig(Settings):
     def _no_setting_without_effect(self) -> BackboneConfig:
         if self.path is None and self.revision is not None:
             raise ValueError("revision has no effect without path")
+        if self.tune != "lora" and self.lora != LoraConfig():
+            raise ValueError(f"lora has no effect with tune={self.tune}; set backbone.tune=lora")
         if self.path is None and self.tune == "lora":
             raise ValueError("tune=lora on fresh weights would train almost nothing; set path, or tune=full")
         return self

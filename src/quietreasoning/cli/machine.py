@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def describe() -> tuple[list[tuple[str, str]], list[str]]:
     from quietreasoning.train.state import computes_bf16
 
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path.cwd())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     rows = [
         ("system", f"{platform.system()} {platform.machine()}"),
         *versions().items(),

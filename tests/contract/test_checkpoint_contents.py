@@ -18,8 +18,8 @@ def folder(tmp_path_factory):
 
 
 def on_folder(case, folder, tune):
-    lora = LoraConfig(rank=2, targets=("q_proj", "down_proj"))
-    return make(case, load_backbone(BackboneConfig(path=str(folder), tune=tune, lora=lora), VOCAB))
+    adapters = {"lora": LoraConfig(rank=2, targets=("q_proj", "down_proj"))} if tune == "lora" else {}
+    return make(case, load_backbone(BackboneConfig(path=str(folder), tune=tune, **adapters), VOCAB))
 
 
 def saved(method, case, path):

@@ -42,6 +42,7 @@ class Markers:
 
     answer_prefix: tuple[int, ...]
     eos: int
+    rationale: tuple[int, ...] = ()  # tokens that betray a visible chain where only answers may stand
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Batch:
     prompt_BP: Tensor  # padded on the left, so that all prompts end in the same column
     steps_BKS: Tensor  # gold visible steps, one row a step
     results_BKR: Tensor  # the tokens of each step's result alone
-    answer_BA: Tensor  # answer, then end of sequence; without the answer prefix
+    answer_BA: Tensor  # answer, then end of sequence; without the answer prefix; text has none
+    rare_B: Tensor  # 1: the answer is a long-tail fact, 0: a popular one, IGNORE: unknown
 
     def to(self, device: torch.device | str) -> Batch:
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
@@ -100,6 +102,7 @@ class Method(nn.Module, ABC):
 
     Config: ClassVar[type[MethodConfig]]
     controls: ClassVar[tuple[str, ...]] = CONTROLS  # which corruptions of its thoughts apply
+    reads_text: ClassVar[bool] = False  # trains on running text too: batches whose rows are prompts alone
 
     def __init__(self, backbone: nn.Module, config: MethodConfig, markers: Markers):
         super().__init__()

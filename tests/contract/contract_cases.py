@@ -104,6 +104,7 @@ def batch_of(rows: list[int]) -> Batch:
         nest(1),
         nest(2),
         pad([r[3] for r in made]),
+        torch.full((len(rows),), IGNORE),
     )
 
 

@@ -131,9 +131,9 @@ def as_gold(method, row) -> Batch:
     hidden = method.config.visible_from or 0 if method.config.name == "continuous" else 0
     steps = [*[[1]] * hidden, chain] if chain else []
     steps_BKS = pad(steps)[None] if steps else torch.full((1, 0, 0), IGNORE)
-    return Batch(
-        torch.zeros(1).long(), prompts([row]), steps_BKS, steps_BKS, torch.tensor([response.answers[0]])
-    )
+    answer_BA = torch.tensor([response.answers[0]])
+    unknown_B = torch.full((1,), IGNORE)
+    return Batch(torch.zeros(1).long(), prompts([row]), steps_BKS, steps_BKS, answer_BA, unknown_B)
 
 
 @pytest.mark.parametrize("row", [0, 4])

@@ -44,7 +44,8 @@ def batch_of(rows) -> Batch:
     steps_BKS = torch.stack(blocks).reshape(len(rows), count, width)
     prompt_BP = torch.ones(len(rows), 2).long()
     answers = padded([[*answer, MARKERS.eos] for _, answer in rows])
-    return Batch(torch.arange(len(rows)), prompt_BP, steps_BKS, steps_BKS, answers)
+    keys_B, unknown_B = torch.arange(len(rows)), torch.full((len(rows),), IGNORE)
+    return Batch(keys_B, prompt_BP, steps_BKS, steps_BKS, answers, unknown_B)
 
 
 @given(rows_of_steps, st.one_of(st.none(), st.integers(0, 4)))

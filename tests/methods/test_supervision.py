@@ -39,7 +39,7 @@ def batch_of(rows) -> Batch:
     steps = nest([[s for s, _ in row] for row in rows])
     results = nest([[s[len(s) - n :] if n <= len(s) else [] for s, n in row] for row in rows])
     some = torch.zeros(len(rows), 1).long()
-    return Batch(some[:, 0], some, steps, results, some)
+    return Batch(some[:, 0], some, steps, results, some, some[:, 0])
 
 
 def naive_targets(rows, target, blocks, width, repeat_last):

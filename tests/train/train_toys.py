@@ -91,7 +91,8 @@ def toy_batch(rows: list[int]) -> Batch:
         answer[: 1 + row % 3] = prompts[-1][0]
         answers.append(answer)
     nothing = torch.full((len(rows), 0, 0), IGNORE)
-    return Batch(torch.tensor(rows), torch.stack(prompts), nothing, nothing, torch.stack(answers))
+    unknown_B = torch.full((len(rows),), IGNORE)
+    return Batch(torch.tensor(rows), torch.stack(prompts), nothing, nothing, torch.stack(answers), unknown_B)
 
 
 def toy_batches(batch_size: int):

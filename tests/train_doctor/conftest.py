@@ -29,7 +29,8 @@ def random_batch(rows: int = 5, seed: int = 0) -> Batch:
             results_BKR[row, step, 0] = tokens[-2]
         tokens = [*ids(1 + row % 3), MARKERS.eos]
         answer_BA[row, : len(tokens)] = torch.tensor(tokens)
-    return Batch(torch.arange(rows) + 100, prompt_BP, steps_BKS, results_BKR, answer_BA)
+    unknown_B = torch.full((rows,), IGNORE)
+    return Batch(torch.arange(rows) + 100, prompt_BP, steps_BKS, results_BKR, answer_BA, unknown_B)
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ class Encoded:
     results: Ids
     result_lengths: Ids
     answer: Ids  # ends with the end of sequence
+    rare: int = IGNORE  # 1: the answer is a long-tail fact, 0: a popular one
 
 
 class Encoder:
@@ -163,6 +164,7 @@ class Encoder:
                 [row.results for row in rows], [row.result_lengths for row in rows], num_steps
             ),
             answer_BA=_pad_right([row.answer for row in rows]),
+            rare_B=torch.tensor([row.rare for row in rows], dtype=torch.int64),
         )
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
@@ -205,6 +207,7 @@ class Encoder:
             results=np.concatenate([ids for _, ids in parts]) if parts else empty,
             result_lengths=np.array([len(ids) for _, ids in parts], dtype=np.int32),
             answer=np.append(answer, np.int32(self._eos)),
+            rare=int(example.meta.get("rare", IGNORE)),
         )
         length = self._length(example, prompt)
         if len(prompt) == 0 or not self._fits(len(prompt), length):

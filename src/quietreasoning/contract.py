@@ -123,6 +123,15 @@ class Method(nn.Module, ABC):
     def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
         """The training step."""
 
+    def pace(self, progress: float) -> None:
+        """Whatever follows the stage's budget: temperatures, schedules, re-seeding. Does nothing by default.
+
+        progress: share of the stage's budget that is spent, in [0, 1]; 0 before the first step. The loop
+        calls it once before the forwards of each optimizer step, on every rank, and the same way after a
+        resume. What it sets must be a buffer: checkpoints and evaluation know nothing else of it. Random
+        numbers must be seeded by something that is the same on every rank.
+        """
+
     @abstractmethod
     def generate(
         self,

@@ -7,7 +7,7 @@ FLOPs are 6 a trained parameter and token (forward and backward), 2 where only r
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -44,9 +44,11 @@ def estimate(config: RunConfig) -> dict[str, str]:
         seconds = steps * tokens_step * (2 * size.all + 4 * size.trained) / speed
         lane = tokens_step / stage.train.accumulate
         memory = 4 * size.all + 12 * size.trained + int(lane) * activation_bytes(config, builder)
+        if steps == 0:  # nothing but the weights is held and saved
+            memory, size = 4 * size.all, replace(size, trained=0)
         checkpoint = 4 * size.saved + 8 * size.trained
         whole_seconds, peak = whole_seconds + seconds, max(peak, memory)
-        disk += checkpoint * (stage.train.keep + 1)
+        disk += checkpoint * (stage.train.keep + 1 if steps else 1)
         figures[f"stage {stage.name}"] = (
             f"{stage.method.name}: {steps:,} steps x {round(tokens_step):,} tokens = "
             f"{round(steps * tokens_step):,} tokens, about {_time(seconds)}"

@@ -10,13 +10,14 @@ from torch import nn
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
 from quietreasoning.config import UserError
+from quietreasoning.optim.rowwise import RowwiseAdam, rowwise_names
 from quietreasoning.optim.settings import OptimConfig
 
 Named = dict[str, nn.Parameter]
 
 
 class Optimizers:
-    """One or two torch optimizers stepped together; the groups remember their share of the learning rate."""
+    """One to three torch optimizers stepped together; groups remember their share of the learning rate."""
 
     def __init__(self, parts: list[Optimizer], names: Mapping[str, nn.Parameter], lr: float):
         self.parts = parts
@@ -58,7 +59,7 @@ class Optimizers:
 
 
 def adamw(method: nn.Module, params: Named, config: OptimConfig) -> list[Optimizer]:
-    return [_adamw(params, config)] if params else []
+    return [_adamw(params, config)]
 
 
 def sgd(method: nn.Module, params: Named, config: OptimConfig) -> list[Optimizer]:
@@ -77,6 +78,12 @@ def muon(method: nn.Module, params: Named, config: OptimConfig) -> list[Optimize
     return parts + ([_adamw(rest, config)] if rest else [])
 
 
+def rowwise(tables: Named, config: OptimConfig) -> Optimizer:
+    """Large tables of which a step reads a few rows, whatever `optim.name` is; without weight decay."""
+    plain = config.model_copy(update={"weight_decay": 0.0})
+    return RowwiseAdam(_groups(tables, plain), lr=config.lr, beta2=config.betas[1])
+
+
 OPTIMIZERS: dict[str, Callable[[nn.Module, Named, OptimConfig], list[Optimizer]]] = {
     "adamw": adamw,
     "muon": muon,
@@ -85,7 +92,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, Named, OptimConfig], list[Optimizer]]
 
 
 def build_optimizer(method: nn.Module, params: Mapping[str, nn.Parameter], config: OptimConfig) -> Optimizers:
-    """Optimizers over `params` (the trainable ones, by name in `method`)."""
+    """Optimizers over `params` (the trainable ones, by name in `method`); tables get the row-wise one."""
     named = dict(params)
     for prefix in config.lr_scale:
         if not any(has_prefix(name, prefix) for name in named):
@@ -93,7 +100,13 @@ def build_optimizer(method: nn.Module, params: Mapping[str, nn.Parameter], confi
                 f"optim.lr_scale names {prefix!r}, which no trainable parameter is under. "
                 f"Trainable: {', '.join(top_names(named))}."
             )
-    return Optimizers(OPTIMIZERS[config.name](method, named, config), named, config.lr)
+    wanted = rowwise_names(method)
+    tables = {name: p for name, p in named.items() if name in wanted}
+    others = {name: p for name, p in named.items() if name not in tables}
+    parts = OPTIMIZERS[config.name](method, others, config) if others else []
+    if tables:
+        parts.append(rowwise(tables, config))
+    return Optimizers(parts, named, config.lr)
 
 
 def hidden_matrices(method: nn.Module) -> set[str]:

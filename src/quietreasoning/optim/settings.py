@@ -13,13 +13,14 @@ class OptimConfig(Settings):
     """One stage's optimizer; each stage starts it fresh."""
 
     name: Literal["adamw", "muon", "sgd"] = "adamw"
-    """adamw; muon (matrices of hidden linear layers by Muon, the rest by AdamW); sgd (plain momentum)."""
+    """adamw; muon (matrices of hidden linear layers by Muon, the rest by AdamW); sgd (plain momentum). Memory
+    tables always get row-wise Adam, which updates and decays nothing but the rows that were read."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
     lr_scale: dict[str, float] = {}
     """Module prefix -> factor on the learning rate; the longest prefix that fits wins."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's two averages; the first is also the momentum of muon and sgd."""
+    """AdamW's two averages; the first is also the momentum of muon and sgd, the second is row-wise Adam's."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decay of tensors with two or more dimensions; biases, norms and scalars get none."""
     schedule: Literal["constant", "linear", "cosine", "wsd"] = "constant"

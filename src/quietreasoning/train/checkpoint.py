@@ -3,6 +3,8 @@
 A folder is written under `.tmp-step-000500`, every file synced to disk, the manifest (SHA-256 of each
 file) last, then renamed. Loading checks the manifest: a folder with a changed, missing or extra file is
 named and passed over for the one before. What is inside the files is the business of `snapshot.py`.
+Stages of no steps end at the step of the stage before; theirs are `step-000500.1/`, `.2/` and so on, so that
+none replaces what was trained.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +31,7 @@ MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
 REPLACED = ".old-"
 DAMAGED = "damaged-"
+NAME = re.compile(r"step-\d+(\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -41,32 +45,36 @@ class Tensors:
 Files = Mapping[str, Tensors | Mapping[str, Any]]  # a mapping becomes JSON
 
 
-def step_name(step: int) -> str:
-    return f"step-{step:06d}"
+def step_name(step: int, after: int = 0) -> str:
+    """after: the how manieth stage of no steps ends here in a row; 0 for one of some steps."""
+    return f"step-{step:06d}" + (f".{after}" if after else "")
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """Checkpoint folders by step, whether valid or not."""
-    found = [p for p in run_dir.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=step_of)
+    """Checkpoint folders in the order of the run, whether valid or not."""
+    found = [p for p in run_dir.glob("step-*") if p.is_dir() and NAME.fullmatch(p.name)]
+    return sorted(found, key=place_of)
 
 
-def step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
+def place_of(path: Path) -> tuple[int, int]:
+    """Step, and how many stages of no steps after it: the order of a run's checkpoints."""
+    step, _, after = path.name.removeprefix("step-").partition(".")
+    return int(step), int(after or 0)
 
 
-def save(run_dir: Path, step: int, files: Files) -> Path:
-    """Write `files` as checkpoint `step`, replacing one of that name.
+def save(run_dir: Path, step: int, files: Files, after: int = 0) -> Path:
+    """Write `files` as checkpoint `step_name(step, after)`, replacing one of that name.
 
     Raises UserError if the disk refuses; what was on disk before is then untouched.
     """
-    final, temporary = run_dir / step_name(step), run_dir / f"{TEMPORARY}{step_name(step)}"
+    name = step_name(step, after)
+    final, temporary = run_dir / name, run_dir / f"{TEMPORARY}{name}"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         _remove(temporary)
         temporary.mkdir()
-        for name, content in files.items():
-            _write(temporary / name, content)
+        for file, content in files.items():
+            _write(temporary / file, content)
         entries = {path.name: fingerprint(path) for path in sorted(temporary.iterdir())}
         _write(temporary / MANIFEST, {"format": FORMAT, "files": entries})
         _sync(temporary)
@@ -141,7 +149,7 @@ def clean(run_dir: Path) -> None:
 def set_aside(run_dir: Path, newer_than: Path) -> None:
     """Rename checkpoints after `newer_than`, which did not verify, so that the run can write theirs anew."""
     for path in checkpoints(run_dir):
-        if step_of(path) > step_of(newer_than):
+        if place_of(path) > place_of(newer_than):
             _remove(run_dir / f"{DAMAGED}{path.name}")
             path.rename(run_dir / f"{DAMAGED}{path.name}")
 

@@ -135,7 +135,7 @@ def gradient(exam: Exam, reading: Reading, name: str) -> Gradient:
         return Gradient(0.0, False, [])
     grads = torch.autograd.grad(total, params, retain_graph=True, allow_unused=True)
     reached = [grad for grad in grads if grad is not None]
-    norm = math.sqrt(sum(float(grad.float().pow(2).sum()) for grad in reached))
+    norm = math.sqrt(sum(float(held(grad).float().pow(2).sum()) for grad in reached))
     if not math.isfinite(norm):
         problem = f"its gradient norm is {norm:g}"
         exam.find("not-finite", f"term {name}", problem, "Look for a root or a log at zero.")
@@ -252,7 +252,13 @@ def _unreached(method: Method, reading: Reading) -> list[str]:
         if params
         else ()
     )
-    return [name for name, grad in zip(params, grads, strict=True) if grad is None or not (grad != 0).any()]
+    pairs = zip(params, grads, strict=True)
+    return [name for name, grad in pairs if grad is None or not (held(grad) != 0).any()]
+
+
+def held(grad: Tensor) -> Tensor:
+    """The values a gradient holds: all of a dense one, the touched rows of a sparse one."""
+    return grad.coalesce().values() if grad.is_sparse else grad
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -5,12 +5,16 @@ Sharding (FSDP2) treats the whole method as one group: a method calls inner laye
 one forward and reads weights between calls, and per-layer sharding would free them in between. So
 weights are gathered whole for a step, and sharded (with gradients and optimizer state) between steps.
 A parameter that no rank reaches in a step has gradient zero when sharded, none otherwise.
+
+Tables of which a step reads a few rows (`optim/rowwise.py`) have sparse gradients. DDP would want their
+bucket as large as the table, so it is told to leave them alone and `add_tables` sends the touched rows.
+FSDP2 reduces dense tensors only: there, tables give dense gradients, sharded with the rest.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from quietreasoning.config import UserError
+from quietreasoning.optim.rowwise import rowwise_names, touched_rows
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,8 @@ def wrap(step_module: nn.Module, machine: Machine, sharding: str) -> nn.Module:
         # conditional computation leaves parameters unused in some steps and on some ranks; this one always
         # is, or every rank of every other run would warn that none was
         step_module.register_parameter("never_used", nn.Parameter(torch.zeros((), device=machine.device)))
+        left_alone = sorted(rowwise_names(step_module))
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(step_module, left_alone)
         return DistributedDataParallel(step_module, device_ids=ids, find_unused_parameters=True)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard  # slow to import
@@ -112,11 +119,44 @@ def wrap(step_module: nn.Module, machine: Machine, sharding: str) -> nn.Module:
         raise UserError(
             f"train.sharding=fsdp needs torch 2.13 or newer, got {torch.__version__}. Use train.sharding=ddp."
         )
+    for module in step_module.modules():
+        if getattr(module, "sparse_grad", False):
+            module.sparse_grad = False
     frozen = {p for p in step_module.parameters() if not p.requires_grad}
     mesh = init_device_mesh(machine.device.type, (machine.world,))
     root = fully_shard(step_module, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
     root.set_reduce_scatter_unused_params(True)  # else ranks with different unused parameters deadlock
     return root
+
+
+@torch.no_grad()
+def add_tables(tables: Iterable[nn.Parameter], machine: Machine) -> None:
+    """The mean over ranks of the gradients of replicated tables, sparse and equal to the bit on every rank.
+
+    A rank may have touched none of a table's rows. If none did, the table has no gradient.
+    """
+    for p in tables:
+        if p.grad is None:
+            rows, values = torch.zeros(0, dtype=torch.long, device=p.device), p.new_zeros(0, *p.shape[1:])
+        else:
+            rows, values = touched_rows(p.grad)
+        sizes = [torch.zeros(1, dtype=torch.long, device=p.device) for _ in range(machine.world)]
+        dist.all_gather(sizes, torch.tensor([len(rows)], device=p.device))
+        counts = [int(size) for size in sizes]
+        p.grad = None
+        if max(counts):
+            all_rows = torch.cat(_gather_padded(rows, counts))
+            all_values = torch.cat(_gather_padded(values, counts)) / machine.world
+            p.grad = torch.sparse_coo_tensor(all_rows[None], all_values, p.shape).coalesce()
+
+
+def _gather_padded(tensor: Tensor, counts: list[int]) -> list[Tensor]:
+    """Every rank's tensor, whose first dimensions are `counts`: collectives want them all of one shape."""
+    padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    everyone = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(everyone, padded)
+    return [found[:count] for found, count in zip(everyone, counts, strict=True)]
 
 
 def is_sharded(wrapped: nn.Module) -> bool:
@@ -162,9 +202,9 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def shard_like(full: Tensor, like: Tensor) -> Tensor:
-    """`full` on the device of `like`, sharded as `like` is if their shapes agree."""
+    """`full` on the device of `like`, sharded as `like` is if it has as many rows and dimensions."""
     full = full.to(like.device)
-    if not is_shard(like) or full.shape != like.shape:
+    if not is_shard(like) or full.ndim != like.ndim or full.shape[:1] != like.shape[:1]:
         return full
     from torch.distributed.tensor import distribute_tensor
 

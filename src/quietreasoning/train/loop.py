@@ -21,7 +21,7 @@ from quietreasoning.config import UserError
 from quietreasoning.contract import Batch
 from quietreasoning.optim.schedules import lr_factor
 from quietreasoning.optim.settings import OptimConfig
-from quietreasoning.train.distributed import NamedSum, full_tensor, synchronising
+from quietreasoning.train.distributed import NamedSum, add_tables, full_tensor, synchronising
 from quietreasoning.train.settings import TrainConfig
 from quietreasoning.train.signals import StopFlag
 from quietreasoning.train.state import SPIKE_WINDOW, TrainState
@@ -105,6 +105,7 @@ def train(
         if counts.pop("stop"):
             return
 
+        state.method.pace(spent(state, config))
         sums, carries = backward_all(state, window, counts)
         grad_norm, local = sums.fetch(clip(params, optim.clip))
         summed = add_up(local)
@@ -149,6 +150,8 @@ def backward_all(state: TrainState, window: list[Batch], counts: dict[str, float
             (loss if state.machine.world == 1 else loss * state.machine.world).backward()
         sums.add(loss.detach(), totals, metrics)
         carries.append(carry)
+    if state.machine.world > 1 and not state.sharded:
+        add_tables(state.tables, state.machine)
     return sums, carries
 
 
@@ -160,6 +163,13 @@ def finished(state: TrainState, config: TrainConfig) -> bool:
             'train.tokens needs a method that counts the unit "token"; this one does not. Use train.steps.'
         )
     return state.tokens >= config.tokens
+
+
+def spent(state: TrainState, config: TrainConfig) -> float:
+    """Share of the stage's budget that is spent, in [0, 1]."""
+    if config.tokens is not None:
+        return min(1.0, state.tokens / config.tokens)
+    return state.step / max(1, config.steps)
 
 
 def progress(state: TrainState, config: TrainConfig, optim: OptimConfig) -> float:
@@ -227,8 +237,19 @@ def means(summed: dict[str, float]) -> dict[str, float]:
 
 def clip(params: list[torch.nn.Parameter], largest: float) -> Tensor:
     """Scales gradients down to a global norm of `largest` (0: no limit); returns the norm before."""
-    norm = torch.nn.utils.clip_grad_norm_(params, largest or math.inf)
-    return full_tensor(norm)
+    if not any(p.grad is not None and p.grad.is_sparse for p in params):
+        norm = torch.nn.utils.clip_grad_norm_(params, largest or math.inf)
+        return full_tensor(norm)
+    grads = []
+    for p in params:
+        if p.grad is not None:
+            if p.grad.is_sparse:
+                p.grad = p.grad.coalesce()  # or a row that two lanes touched would count twice
+            grads.append(p.grad.values() if p.grad.is_sparse else p.grad)
+    norm = torch.nn.utils.get_total_norm(grads)
+    if largest:
+        torch._foreach_mul_(grads, torch.clamp(largest / (norm + 1e-6), max=1.0))
+    return norm
 
 
 def accepts(state: TrainState, config: TrainConfig, loss: float, grad_norm: float) -> bool:

@@ -12,8 +12,9 @@ from quietreasoning.config import Settings
 class TrainConfig(Settings):
     """Budget, batch, precision, sharding and guards of one stage."""
 
-    steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps of this stage. Give this or `tokens`, not both."""
+    steps: int | None = Field(default=None, ge=0)
+    """Optimizer steps of this stage. Give this or `tokens`, not both. 0 builds the method, which may change
+    it, trains nothing, evaluates if `eval_every` says so, and saves."""
     tokens: int | None = Field(default=None, ge=1)
     """Budget in tokens the loss counted (unit "token"), over all lanes and ranks."""
     batch_size: int = Field(default=32, ge=1)

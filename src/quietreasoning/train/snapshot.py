@@ -27,11 +27,17 @@ from quietreasoning.train.state import TrainState
 
 
 def save_state(
-    state: TrainState, run_dir: Path, *, run: Mapping[str, Any], position: Mapping[str, Any]
+    state: TrainState,
+    run_dir: Path,
+    *,
+    run: Mapping[str, Any],
+    position: Mapping[str, Any],
+    after: int = 0,
 ) -> Path:
     """Write checkpoint `step-<global step>`; every rank must call it, rank 0 writes.
 
     run: for run.json. position: where in the run this is, joined to the counters in state.json.
+    after: the how manieth stage of no steps this is in a row, which the name then says; 0 for any other.
     Raises UserError on every rank if the disk refuses.
     """
     ranks = state.machine.gather(rank_file(state))
@@ -57,13 +63,13 @@ def save_state(
     refusal = None
     if state.machine.main:
         try:
-            checkpoint.save(run_dir, state.global_step, files)
+            checkpoint.save(run_dir, state.global_step, files, after=after)
         except UserError as error:
             refusal = str(error)
     refusal = state.machine.gather(refusal)[0]
     if refusal:
         raise UserError(refusal)
-    return run_dir / checkpoint.step_name(state.global_step)
+    return run_dir / checkpoint.step_name(state.global_step, after)
 
 
 def load_state(state: TrainState, path: Path) -> list[str]:
@@ -217,11 +223,13 @@ def unflatten(nest: Mapping[str, Any], tensors: Mapping[str, Tensor], device: to
 
 
 def estimated_bytes(state: TrainState) -> int:
-    """About the size of a checkpoint: weights, two moments a trained weight, averages."""
+    """About the size of a checkpoint: weights, averages, two moments a trained weight or row of a table."""
     borrowed = set(state.method.borrowed)
     weights = sum(t.nbytes for name, t in state.method.state_dict().items() if name not in borrowed)
     trained = sum(p.numel() * p.element_size() for p in state.params.values())
-    return weights + (3 if state.ema else 2) * trained
+    moments = 2 * (trained - sum(p.numel() * p.element_size() for p in state.tables))
+    rows = sum(8 * len(p) for p in state.tables)
+    return weights + moments + rows + (trained if state.ema else 0)
 
 
 def tied(method: nn.Module) -> dict[str, str]:

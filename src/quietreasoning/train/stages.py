@@ -107,10 +107,12 @@ class _Run:
     rows: list[dict[str, Any]] = field(default_factory=list)
     steps: int = 0  # of finished stages
     tokens: int = 0
+    last: Path = field(default_factory=Path)  # the newest checkpoint
 
     def all_stages(self, resume: Resume | None) -> RunSummary:
         began = time.monotonic()
         method: Method | None = None
+        self.last = resume.path if resume else self.run_dir
         for index, plan in enumerate(self.plans):
             seed_all(self.seed, index, 0)  # the same weights on every rank
             method = plan.make_method(method)
@@ -118,6 +120,9 @@ class _Run:
                 if resume.handover and resume.handover.index == index:
                     load_weights(resume.handover.path, method, averaged=True)
                     self.steps, self.tokens = resume.handover.steps, resume.handover.tokens
+                continue
+            if plan.train.steps == 0:
+                method = self.untrained_stage(index, plan, method)
                 continue
             here = resume if resume and resume.index == index else None
             if here:
@@ -129,16 +134,15 @@ class _Run:
                 load_weights(here.path, method)
                 self.tokens = here.tokens_before
             method = self.one_stage(index, plan, method, here)
-        last = self.run_dir / checkpoint.step_name(self.steps)
         summary = RunSummary(
             method=method,
-            checkpoint=last,
+            checkpoint=self.last,
             steps=self.steps,
             tokens=self.tokens,
             seconds=time.monotonic() - began,
             files={
                 name: entry["sha256"]
-                for name, entry in checkpoint.read_json(last / checkpoint.MANIFEST)["files"].items()
+                for name, entry in checkpoint.read_json(self.last / checkpoint.MANIFEST)["files"].items()
             },
             rows=self.rows,
             notes=self.notes,
@@ -183,6 +187,23 @@ class _Run:
         self.steps, self.tokens = state.global_step, self.tokens + state.tokens
         return state.finish()
 
+    def untrained_stage(self, index: int, plan: StagePlan, method: Method) -> Method:
+        """A stage of no steps: what building it made of the method is evaluated and saved.
+
+        It is saved once, when it is done: stopped or killed before that, the next start builds it again
+        from the stage before. What it evaluated is logged after that, or a resume would log it twice.
+        """
+        state = TrainState.create(method, plan.train, plan.optim, self.machine)
+        state.offset = self.steps
+        seed_all(self.seed, index, 1 + self.machine.rank)
+        checkpoint.check_space(self.run_dir, estimated_bytes(state))
+        self.sinks.stage(plan.name, "step", 0, 0)
+        rows = self.ask(index, plan, state) if plan.train.eval_every and plan.evaluate else []
+        self.save(index, plan, state, mean_accuracy(rows), done=True)
+        if rows:
+            self.tell(plan, state, rows)
+        return state.finish()
+
     def guarded(self, records: Iterator[StepRecord]) -> Iterator[StepRecord]:
         """Puts the batch on disk that made the loop give up."""
         try:
@@ -201,6 +222,12 @@ class _Run:
         """Evaluate and log; returns the score by which the best checkpoint is kept."""
         if plan.evaluate is None:
             return None
+        rows = self.ask(index, plan, state)
+        self.tell(plan, state, rows)
+        return mean_accuracy(rows)
+
+    def ask(self, index: int, plan: StagePlan, state: TrainState) -> list[dict[str, Any]]:
+        """The rows of an evaluation. If it was interrupted, saves and raises `Stopped`."""
         rows: list[dict[str, Any]] = []
         interrupted = False
         with state.evaluating() as method:
@@ -211,10 +238,11 @@ class _Run:
         if self.machine.any(interrupted):
             self.save(index, plan, state, None, evaluated=False)
             raise Stopped(f"stopped while evaluating step {state.global_step}; the same command resumes")
+        return rows
+
+    def tell(self, plan: StagePlan, state: TrainState, rows: list[dict[str, Any]]) -> None:
         self.rows = rows
         self.sinks.write({"step": state.global_step, "stage": plan.name} | flat_rows(rows))
-        accuracies = [row["accuracy"] for row in rows if row["control"] is None]
-        return sum(accuracies) / len(accuracies) if accuracies else None
 
     def save(
         self,
@@ -226,7 +254,7 @@ class _Run:
         done: bool = False,
         evaluated: bool = True,
     ) -> None:
-        if state.step == 0:
+        if state.step == 0 and not done:
             return  # nothing has happened that a new start would not repeat
         position = {
             "stage": plan.name,
@@ -237,13 +265,27 @@ class _Run:
             "tokens_before": self.tokens,
         }
         run = {"format": checkpoint.FORMAT, "stage": plan.name, "step": state.global_step} | self.run_info
-        save_state(state, self.run_dir, run=run | {"recipe": recipe_of(self.plans)}, position=position)
+        run |= {"recipe": recipe_of(self.plans)}
+        after = untrained_in_a_row(self.plans[: index + 1])
+        self.last = save_state(state, self.run_dir, run=run, position=position, after=after)
         if self.machine.main:
             checkpoint.retain(self.run_dir, plan.train.keep)
 
     def note(self, text: str) -> None:
         self.notes.append(text)
         self.sinks.note(text)
+
+
+def mean_accuracy(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """The score by which the best checkpoint is kept: without controls."""
+    accuracies = [row["accuracy"] for row in rows if row["control"] is None]
+    return sum(accuracies) / len(accuracies) if accuracies else None
+
+
+def untrained_in_a_row(plans: Sequence[StagePlan]) -> int:
+    """How many of the last stages have no steps."""
+    trained = [i for i, plan in enumerate(plans) if plan.train.steps != 0]
+    return len(plans) - 1 - trained[-1] if trained else len(plans)
 
 
 def flat_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from quietreasoning.config import UserError
 from quietreasoning.contract import Batch, Method, StepOutput
 from quietreasoning.optim.ema import Ema
 from quietreasoning.optim.optimizers import Optimizers, build_optimizer, has_prefix, top_names
+from quietreasoning.optim.rowwise import rowwise_names
 from quietreasoning.optim.settings import OptimConfig
 from quietreasoning.train.distributed import Machine, is_sharded, unwrap, whole, wrap
 from quietreasoning.train.rng import kept_rng
@@ -89,6 +90,7 @@ class TrainState:
     sharded: bool
     carries: list[Any]  # one a lane
     frozen: list[str]  # parameters that train.enable left out and `finish` gives back
+    tables: list[nn.Parameter] = field(default_factory=list)  # those of `params` with sparse gradients
     step: int = 0  # optimizer steps of this stage, skipped ones included
     offset: int = 0  # steps of the stages before
     tokens: int = 0  # counted by the loss in this stage
@@ -106,24 +108,27 @@ class TrainState:
         check_settings(config, optim, machine.world)
         method.to(machine.device)
         frozen = freeze_others(method, config.enable)
-        if not any(p.requires_grad for p in method.parameters()):
+        trains = config.steps != 0  # a stage of no steps may have nothing to train
+        if trains and not any(p.requires_grad for p in method.parameters()):
             raise UserError(
                 "nothing to train: every parameter is frozen. Widen train.enable or unfreeze the backbone."
             )
         autocast = autocast_dtype(config.precision, method, machine.device)
         lane = LaneStep(method, autocast, machine.device.type, config.compile)
-        wrapped = wrap(lane, machine, config.sharding)
-        params = {name: p for name, p in method.named_parameters() if p.requires_grad}
+        wrapped = wrap(lane, machine, config.sharding) if trains else lane
+        params = {name: p for name, p in method.named_parameters() if p.requires_grad and trains}
+        wanted = rowwise_names(method)
         return cls(
             method=method,
             wrapped=wrapped,
             params=params,
-            optimizer=build_optimizer(method, params, optim),
-            ema=Ema(params, optim.ema) if optim.ema else None,
+            optimizer=build_optimizer(method, params, optim) if trains else Optimizers([], {}, optim.lr),
+            ema=Ema(params, optim.ema) if optim.ema and trains else None,
             machine=machine,
             sharded=is_sharded(wrapped),
             carries=[None] * config.accumulate,
             frozen=frozen,
+            tables=[p for name, p in params.items() if name in wanted],
         )
 
     @property

@@ -1,0 +1,92 @@
+"""Row-wise Adam for tables of which a step reads a few rows: state and work of the rows that were read.
+
+Adam's second moment (arXiv 1412.6980) kept once a row, as row-wise Adagrad does for embedding tables (DLRM,
+arXiv 1906.00091); no first moment, no weight decay. For a row i with gradient g that is not all zero:
+
+    count_i += 1;  square_i = b2 * square_i + (1 - b2) * mean(g^2)
+    row_i -= lr * g / (sqrt(square_i / (1 - b2^count_i)) + eps)
+
+so that a row's first update has RMS lr, however long it waited. All other rows keep every bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+class RowwiseAdam(Optimizer):
+    """Takes sparse or dense gradients, of whole tables or of tables sharded by rows."""
+
+    def __init__(self, params: Iterable[Any], lr: float, beta2: float = 0.95, eps: float = 1e-8):
+        super().__init__(params, {"lr": lr, "beta2": beta2, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        assert closure is None, "nothing here evaluates a loss anew"
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    state = self.state[p]
+                    if not state:
+                        state |= {"square": _column(p, torch.float32), "count": _column(p, torch.int32)}
+                    _update(local(p), state, p.grad, group)
+
+
+def _update(table_SV: Tensor, state: dict[str, Tensor], grad: Tensor, group: dict[str, Any]) -> None:
+    rows_U, grad_UV = touched_rows(grad)
+    grad_UV = grad_UV.float()
+    square_S1, count_S1 = local(state["square"]), local(state["count"])
+    count_U1 = count_S1[rows_U] + 1
+    square_U1 = square_S1[rows_U].lerp(grad_UV.pow(2).mean(1, keepdim=True), 1.0 - group["beta2"])
+    count_S1[rows_U], square_S1[rows_U] = count_U1, square_U1
+    rms_U1 = (square_U1 / (1.0 - group["beta2"] ** count_U1)).sqrt()
+    change_UV = grad_UV / (rms_U1 + group["eps"])
+    table_SV[rows_U] = torch.add(table_SV[rows_U], change_UV.to(table_SV.dtype), alpha=-group["lr"])
+
+
+def touched_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [U] whose gradient is not all zero, in order, and their gradients [U, V]; of a shard, its own."""
+    if grad.is_sparse:
+        grad = grad.coalesce()
+        rows, values = grad.indices()[0], grad.values()
+        some = (values != 0).any(1)
+        return rows[some], values[some]
+    rows = (local(grad) != 0).any(1).nonzero().flatten()
+    return rows, local(grad)[rows]
+
+
+def rowwise_names(module: nn.Module) -> set[str]:
+    """Parameters that want `RowwiseAdam`: modules name them in a class attribute `rowwise`.
+
+    An attribute of the module and not of the parameter: copying, sharding and loading replace parameters.
+    """
+    wanted = {id(getattr(m, name)) for m in module.modules() for name in getattr(m, "rowwise", ())}
+    return {name for name, p in module.named_parameters() if id(p) in wanted}
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's rows, sharing memory with `tensor`."""
+    return tensor.to_local() if _is_shard(tensor) else tensor
+
+
+def _column(p: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zeros [S, 1], sharded as the rows of `p` are."""
+    if not _is_shard(p):
+        return torch.zeros(len(p), 1, dtype=dtype, device=p.device)
+    from torch.distributed.tensor import zeros
+
+    return zeros(len(p), 1, dtype=dtype, device_mesh=p.device_mesh, placements=p.placements)
+
+
+def _is_shard(tensor: Tensor) -> bool:
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    from torch.distributed.tensor import DTensor  # slow to import, and one process never shards
+
+    return isinstance(tensor, DTensor)

@@ -12,7 +12,9 @@ import quietreasoning
 PACKAGE = Path(quietreasoning.__file__).parent
 FLOORS = (
     {"config", "yaml_text", "layers", "recipe", "validation", "contract", "versions"},
-    {"nn", "losses", "optim", "backbone"},
+    {"nn", "losses", "optim"},
+    {"workspace"},
+    {"backbone"},
     {"methods", "data", "track"},
     {"train", "evaluate"},
     {"report"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -51,6 +51,29 @@ class LoraConfig(Settings):
     """Names of the linear layers to adapt."""
 
 
+class WorkspaceSizes(Settings):
+    """A Quiet Reasoning language model with fresh modules (see docs/methods/workspace.md)."""
+
+    preset: Literal["tiny", "125m", "1b", "3b"] = "tiny"
+    """Sizes of all parts; with `trunk`, of the parts around it."""
+    trunk: str | None = None
+    """Folder or hub id of a Llama-like model whose weights the trunk takes; null = fresh weights."""
+    revision: str | None = None
+    """Commit or tag of a trunk's hub id."""
+    sizes: dict[str, Any] = {}
+    """Changes to the preset, such as {chunk_size: 32}: any field of WorkspaceConfig but `features`."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> WorkspaceSizes:
+        if self.revision is not None and self.trunk is None:
+            raise ValueError("revision has no effect without trunk")
+        for name in ("features", "vocab_size"):
+            if name in self.sizes:
+                owner = "method.features" if name == "features" else "the tokenizer"
+                raise ValueError(f"sizes.{name} is decided by {owner}; drop it")
+        return self
+
+
 class BackboneConfig(Settings):
     """Which causal language model carries the method, and what of it is trained."""
 
@@ -60,6 +83,8 @@ class BackboneConfig(Settings):
     """Commit or tag of a hub id; a folder has none."""
     scratch: ScratchConfig = ScratchConfig()
     """Shape of the fresh model, used where `path` is null."""
+    workspace: WorkspaceSizes | None = None
+    """A workspace model in place of `scratch`."""
     tune: Literal["full", "lora", "frozen"] = "full"
     """Train all weights, adapters only, or none."""
     lora: LoraConfig = LoraConfig()
@@ -71,6 +96,11 @@ class BackboneConfig(Settings):
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> BackboneConfig:
+        if self.workspace is not None:
+            if self.path is not None or self.scratch != ScratchConfig():
+                raise ValueError("workspace excludes path and scratch; a folder that holds one is named by path")
+            if self.tune == "lora":
+                raise ValueError("tune=lora: a workspace model has its own adapters; use method.features")
         if self.path is None and self.revision is not None:
             raise ValueError("revision has no effect without path")
         if self.tune != "lora" and self.lora != LoraConfig():

@@ -25,12 +25,17 @@ from quietreasoning.backbone.config import BackboneConfig, ScratchConfig
 from quietreasoning.backbone.model import Backbone, context_of, layer_types, role_of
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Role
+from quietreasoning.workspace import WorkspaceConfig, WorkspaceForCausalLM
+from quietreasoning.workspace.warm_start import config_for_trunk, take_trunk
 
 
 def load_backbone(config: BackboneConfig, vocab_size: int) -> Backbone:
     """The backbone of a run, on the CPU. `vocab_size` is the tokenizer's; fresh models take it."""
     dtype = getattr(torch, config.dtype)
-    if config.path is None:
+    if config.workspace is not None:
+        model = _workspace(config, vocab_size).to(dtype)
+        identity = {"workspace": config.workspace.model_dump_json()}
+    elif config.path is None:
         model = AutoModelForCausalLM.from_config(
             _scratch_shape(config.scratch, vocab_size), dtype=dtype, attn_implementation=config.attention
         )
@@ -51,13 +56,42 @@ def load_backbone(config: BackboneConfig, vocab_size: int) -> Backbone:
 
 def meta_backbone(config: BackboneConfig, vocab_size: int) -> Backbone:
     """The same backbone without weights: shapes for planning, on the meta device."""
-    if config.path is None:
+    if config.workspace is not None:
+        shape = _workspace_shape(config, vocab_size)
+    elif config.path is None:
         shape = _scratch_shape(config.scratch, vocab_size)
     else:
         shape = _read_shape(config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, attn_implementation=config.attention)
         return Backbone(_tuned(model, config), config, {"path": config.path} if config.path else {})
+
+
+def _workspace_shape(config: BackboneConfig, vocab_size: int) -> WorkspaceConfig:
+    own = config.workspace
+    if own.trunk is None:
+        return WorkspaceConfig.preset(own.preset, vocab_size=vocab_size, **own.sizes)
+    return config_for_trunk(_read_shape(_trunk(config)), own.preset, own.sizes)
+
+
+def _trunk(config: BackboneConfig) -> BackboneConfig:
+    """The trunk as a backbone of its own."""
+    own = config.workspace
+    return BackboneConfig(path=own.trunk, revision=own.revision, dtype=config.dtype, attention=config.attention)
+
+
+def _workspace(config: BackboneConfig, vocab_size: int) -> WorkspaceForCausalLM:
+    """Fresh, or around the weights of a trunk: its first logits are the trunk's."""
+    model = WorkspaceForCausalLM(_workspace_shape(config, vocab_size))
+    if config.workspace.trunk is not None:
+        trunk = _load_pretrained(_trunk(config), torch.float32)
+        if trunk.get_input_embeddings().num_embeddings < vocab_size:
+            raise UserError(
+                f"backbone.workspace.trunk={config.workspace.trunk}: the tokenizer has {vocab_size} tokens, the "
+                f"embedding only {trunk.get_input_embeddings().num_embeddings}. Give the tokenizer of this model."
+            )
+        take_trunk(model, trunk)
+    return model
 
 
 def _scratch_shape(shape: ScratchConfig, vocab_size: int) -> LlamaConfig:
@@ -159,6 +193,8 @@ def _identity(config: BackboneConfig) -> dict[str, str]:
 
 def _refuse_unsupported(model: nn.Module, config: BackboneConfig) -> None:
     kinds = set(layer_types(model.config)) - {"full_attention", "sliding_attention"}
+    if isinstance(model, WorkspaceForCausalLM):
+        return
     kinds |= {"state space"} if model._is_stateful else set()
     kinds |= {"encoder-decoder"} if model.config.is_encoder_decoder else set()
     kinds |= {"unbounded context"} if context_of(model.config) is None else set()

@@ -17,19 +17,23 @@ from transformers import DynamicCache
 from quietreasoning.backbone.config import BackboneConfig
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Role
+from quietreasoning.workspace import Trace, WorkspaceForCausalLM
+from quietreasoning.workspace.cache import WorkspaceCache
 
 
 @dataclass(frozen=True)
 class Past:
     """What the model has read: its cache, which positions are real, and how many there are."""
 
-    cache: DynamicCache
+    cache: DynamicCache | WorkspaceCache
     valid_BS: Tensor
     length_B: Tensor
 
     def fork(self) -> Past:
         """A copy that can grow on its own; the tensors are shared, the cache never writes in place."""
         cache = copy.copy(self.cache)
+        if isinstance(cache, WorkspaceCache):
+            return Past(cache, self.valid_BS, self.length_B)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         return Past(cache, self.valid_BS, self.length_B)
 
@@ -39,6 +43,7 @@ class States:
     hidden_BTD: Tensor  # last hidden states, after the final norm: what the head reads
     past: Past | None
     layers_LBTD: Tensor | None = None  # states after every block, where asked for
+    trace: Trace | None = None  # of a workspace model, where asked for
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Backbone(nn.Module):
         self.num_layers: int = model.config.num_hidden_layers
         self.context: int = context_of(model.config)
         self.sliding = "sliding_attention" in layer_types(model.config)
+        self.is_workspace = isinstance(model, WorkspaceForCausalLM)
         self._taps: list[list[Call]] = []
 
     @property
@@ -89,6 +95,8 @@ class Backbone(nn.Module):
         keep: bool = False,
         mutual: int = 0,
         layers: bool = False,
+        starts_BT: Tensor | None = None,
+        trace: bool = False,
     ) -> States:
         """Read token ids [B, T] or embeddings [B, T, D], in whatever precision, after `past`.
 
@@ -96,30 +104,36 @@ class Backbone(nn.Module):
         then grows in place (fork it first to keep the old one).
         mutual: the first so many new positions see each other in both directions; the rest is causal.
         layers: also return the states of all layers.
+        starts_BT, trace: of a workspace model alone: where a chunk begins, and whether to keep what the
+        workspace did.
         """
         ids_BT = None if inputs.is_floating_point() else inputs
         embeds_BTD = inputs.to(self.model.dtype) if ids_BT is None else self.embed(ids_BT)
         if past is None and keep:
             past = self._empty_past(len(role_BT), role_BT.device)
         valid_BT = role_BT != Role.PAD
-        start_B = 0 if past is None else past.length_B[:, None]
-        position_BT = (start_B + valid_BT.cumsum(1) - 1).clamp(min=0)
         valid_BS = valid_BT if past is None else torch.cat([past.valid_BS, valid_BT], 1)
-        mask = self._mutual_mask(valid_BS, embeds_BTD, mutual) if mutual else valid_BS
-        output = self.model.base_model(
-            inputs_embeds=embeds_BTD,
-            attention_mask=mask,
-            position_ids=position_BT,
-            past_key_values=None if past is None else past.cache,
-            use_cache=past is not None,
-            output_hidden_states=layers,
-        )
+        shared = {
+            "inputs_embeds": embeds_BTD,
+            "past_key_values": None if past is None else past.cache,
+            "use_cache": past is not None,
+            "output_hidden_states": layers,
+        }
+        if self.is_workspace:
+            if mutual:
+                raise UserError("attend=full needs attention in both directions; a workspace model has none")
+            output = self.model.base_model(attention_mask=valid_BS, starts=starts_BT, trace=trace, **shared)
+        else:
+            start_B = 0 if past is None else past.length_B[:, None]
+            position_BT = (start_B + valid_BT.cumsum(1) - 1).clamp(min=0)
+            mask = self._mutual_mask(valid_BS, embeds_BTD, mutual) if mutual else valid_BS
+            output = self.model.base_model(attention_mask=mask, position_ids=position_BT, **shared)
         hidden_BTD = output.last_hidden_state
         for tap in self._taps:
             tap.append(Call(role_BT, ids_BT, hidden_BTD))
         if past is not None:
             past = Past(past.cache, valid_BS, past.length_B + valid_BT.sum(1))
-        return States(hidden_BTD, past, torch.stack(output.hidden_states[1:]) if layers else None)
+        return States(hidden_BTD, past, torch.stack(output.hidden_states[1:]) if layers else None, output.get("trace"))
 
     @contextmanager
     def tap(self) -> Iterator[list[Call]]:
@@ -132,7 +146,7 @@ class Backbone(nn.Module):
             self._taps.remove(calls)
 
     def _empty_past(self, rows: int, device: torch.device) -> Past:
-        cache = DynamicCache(config=self.model.config)
+        cache = WorkspaceCache() if self.is_workspace else DynamicCache(config=self.model.config)
         valid_BS = torch.zeros(rows, 0, dtype=torch.bool, device=device)
         return Past(cache, valid_BS, torch.zeros(rows, dtype=torch.long, device=device))
 

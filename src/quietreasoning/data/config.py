@@ -12,6 +12,12 @@ from pydantic import Field, model_validator
 from quietreasoning.config import OneOf, Pick, Settings
 from quietreasoning.data.tasks import TASKS, Task
 
+RATIONALE = tuple(
+    "therefore thus hence because since so then first second third next finally let lets step steps reason "
+    "reasoning explanation think thinking wait Therefore Thus Hence Because Since So Then First Second Third "
+    "Next Finally Let Step Steps Reason Reasoning Explanation Think Thinking Wait".split()
+)
+
 
 class Format(Settings):
     prompt_suffix: str = "\n"
@@ -24,6 +30,9 @@ class Format(Settings):
     """Write the prompt as a user message in the tokenizer's chat template."""
     system: str | None = None
     """System message of the chat template."""
+    rationale: tuple[str, ...] = RATIONALE
+    """Words that betray a visible chain, for methods that penalise them in answers; only those that are one
+    token count."""
 
     @model_validator(mode="after")
     def _system_needs_chat(self) -> Format:
@@ -89,6 +98,19 @@ class DataConfig(Settings):
             raise ValueError(f"task {self.task} reads files; give data.path=FILE or a folder")
         if self.path and task.generated:
             raise ValueError(f"data.path has no effect: task {self.task} generates its examples; drop it")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_and_format_fit_the_task(self) -> DataConfig:
+        task = TASKS[self.task]
+        if task.text and self.format.chat:
+            raise ValueError(f"format.chat has no effect: task {self.task} has no prompts; drop it")
+        if task.text and self.too_long != "refuse":
+            raise ValueError(f"too_long has no effect: task {self.task} cuts windows that fit; drop it")
+        if task.whole_train and self.train is not None:
+            raise ValueError(
+                f"train has no effect: task {self.task} has data.options.mentions training rows; set that"
+            )
         return self
 
 

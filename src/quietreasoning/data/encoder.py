@@ -2,7 +2,7 @@
 
 The parts are encoded one by one, so a method may write, drop or replace any of them:
 `prompt + prompt_suffix`, then each `step + step_suffix`, then `answer_prefix`, then ` answer` and
-end of sequence.
+end of sequence. A window of running text is a prompt without suffix, and nothing else.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Batch, Markers
 from quietreasoning.data.config import Format
 from quietreasoning.data.example import Example
+from quietreasoning.data.tasks.base import digest
 
 Ids = NDArray[np.int32]
 _ANSWER = "\0"  # in place of a result: the text is an answer
@@ -84,16 +85,41 @@ class Encoder:
             )
 
     def markers(self) -> Markers:
-        return Markers(answer_prefix=self._prefix, eos=self._eos)
+        return Markers(answer_prefix=self._prefix, eos=self._eos, rationale=self._rationale())
+
+    def _rationale(self) -> tuple[int, ...]:
+        """Words of `format.rationale` that are one known token, bare or after a space."""
+        words = [space + word for word in self.format.rationale for space in ("", " ")]
+        alone = {ids[0] for ids in self._ids(words) if len(ids) == 1} if words else set()
+        return tuple(sorted(alone - {self._unknown, self._eos, *self._prefix}))
 
     def encode(self, example: Example) -> Encoded:
         return self.encode_many([example])[0]
 
     def encode_many(self, examples: Sequence[Example]) -> list[Encoded]:
         """UserError where a prompt or a whole example is too long, or an answer holds unknown words."""
+        if any(example.ids is not None for example in examples):
+            return [self._window(example) for example in examples]
         self._learn(examples)
         prompts = self.prompt_ids([example.prompt for example in examples])
         return [self._assemble(example, ids) for example, ids in zip(examples, prompts, strict=True)]
+
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """The examples as one batch, outside of training."""
+        return self.collate(self.encode_many(examples), [digest(example.id) for example in examples])
+
+    def document_ids(self, documents: Sequence[Example]) -> list[Ids]:
+        """Ids of whole texts, each with one end of sequence; no limit is checked."""
+        texts = [document.prompt for document in documents]
+        # what looks like a special token is written out: in a text it means nothing
+        found = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+        for document, ids in zip(documents, found, strict=True):
+            if self._eos in ids:
+                raise UserError(
+                    f"document {document.id} holds {self.tokenizer.eos_token!r}, this tokenizer's end of "
+                    "sequence, as a word; remove it, or use data.tokenizer.train=bpe"
+                )
+        return [np.array([*self._start, *ids, self._eos], dtype=np.int32) for ids in found]
 
     def prompt_ids(self, prompts: Sequence[str]) -> list[Ids]:
         """Ids of each prompt with its suffix, or in the chat template; no limit is checked."""
@@ -218,6 +244,17 @@ class Encoder:
                 "data.too_long=drop"
             )
         return encoded
+
+    def _window(self, example: Example) -> Encoded:
+        """A window of running text: a prompt alone."""
+        ids = np.asarray(example.ids, dtype=np.int32)
+        if self.context is not None and len(ids) > self.context:
+            raise UserError(
+                f"window {example.id} has {len(ids)} tokens, the model's context is {self.context}; "
+                "set data.options.window=null"
+            )
+        none = ids[:0]
+        return Encoded(ids, none, none, none, none, none)
 
     def _check_answer(self, example: Example, answer: Ids) -> None:
         if len(answer) == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +18,7 @@ class Example:
     results: tuple[str, ...]  # the result inside each step, "" where unknown; as long as steps
     answer: str
     meta: Mapping[str, Any] = field(default_factory=dict)  # at least "num_steps"; task-specific facts
+    ids: Sequence[int] | None = field(default=None, compare=False)  # a window of running text, as tokens
 
     def __post_init__(self) -> None:
         if len(self.results) != len(self.steps):

@@ -9,6 +9,7 @@ from quietreasoning.data.config import DataConfig
 from quietreasoning.data.encoder import Encoder
 from quietreasoning.data.example import Example
 from quietreasoning.data.tasks import Task
+from quietreasoning.data.windows import spread, windows
 
 _CHUNK = 1024
 
@@ -25,8 +26,13 @@ def load_split(
     """(examples, how many were dropped for their length); n=None takes the size in the settings. `check`
     may raise to stop.
 
-    With too_long=refuse nothing is encoded here: the encoder refuses an example when it meets it.
+    With too_long=refuse nothing is encoded here: the encoder refuses an example when it meets it. Running
+    text is cut into windows, which always fit; n then counts windows, taken evenly over the split.
     """
+    if task.text:
+        options = task.config
+        cut = windows(task.split(name), encoder, options.window, join=options.join, check=check)
+        return spread(cut, n if n is not None else size_of(config, name)), 0
     examples = task.split(name, n if n is not None else size_of(config, name))
     if config.too_long == "refuse":
         return examples, 0

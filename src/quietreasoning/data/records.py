@@ -43,30 +43,36 @@ def read(
             faults.append(f"{path}:{number}: {fault}")
     if not parsed and not faults:
         raise UserError(f"{path} holds no records; check data.path")
-    total = len(parsed) + len(faults)
-    if len(faults) > max_bad_fraction * total or not parsed:
+    check_faults(faults, len(parsed), "records", max_bad_fraction)
+    return parsed, faults
+
+
+def check_faults(faults: list[str], good: int, what: str, max_bad_fraction: float) -> None:
+    """UserError where too large a share is broken, or nothing is left."""
+    total = good + len(faults)
+    if len(faults) > max_bad_fraction * total or not good:
         raise UserError(
-            f"{faults[0]} ({len(faults)} of {total} records are broken; mend them, or allow a share with "
+            f"{faults[0]} ({len(faults)} of {total} {what} are broken; mend them, or allow a share with "
             f"data.options.max_bad_fraction, now {max_bad_fraction:g})"
         )
-    return parsed, faults
 
 
 def records(path: Path) -> Iterator[tuple[int, Any]]:
     """(number, record) of each line or list item; a Fault in place of a record that cannot be read."""
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    lines = _lines(path)
+    found = lines(path)
     if kind == "json":
-        yield from _json(path, lines)
+        yield from _json(path, found)
         return
-    for number, line in lines:
+    for number, line in found:
         if isinstance(line, Fault):
             yield number, line
         elif line.strip():
             yield number, _from_text(line) if kind == "txt" else _from_json(line)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str | Fault]]:
+def lines(path: Path) -> Iterator[tuple[int, str | Fault]]:
+    """(number, line) from 1, its end kept; a Fault in place of one that is not UTF-8."""
     number = 0
     try:
         opened = gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
@@ -84,9 +90,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str | Fault]]:
         raise UserError(f"data.path: {path} cannot be read ({error.strerror})") from None
 
 
-def _json(path: Path, lines: Iterator[tuple[int, str | Fault]]) -> Iterator[tuple[int, Any]]:
+def _json(path: Path, given: Iterator[tuple[int, str | Fault]]) -> Iterator[tuple[int, Any]]:
     """Items of one JSON list; a file named .json that holds JSON lines is read as such."""
-    listed = list(lines)
+    listed = list(given)
     for number, line in listed:
         if isinstance(line, Fault):
             raise UserError(f"{path}:{number}: {line}")

@@ -43,6 +43,10 @@ def texts(config: DataConfig, task: Task) -> Iterator[str]:
     """What a trained tokenizer sees: training examples as the encoder will write them."""
     form = config.format
     yield from task.vocabulary()
+    if task.text:
+        yield form.answer_prefix
+        yield from (example.prompt for example in task.split("train")[: config.tokenizer.examples])
+        return
     for example in task.split("train", config.train)[: config.tokenizer.examples]:
         yield example.prompt + form.prompt_suffix
         yield from (step + form.step_suffix for step in example.steps)
@@ -105,7 +109,7 @@ def train_words(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
     Texts must hold every word that will ever occur: the encoder refuses an unknown one in an answer.
     """
-    words = sorted({word for text in texts for word in text.split()})
+    words = sorted({word for text in texts for word in text.split()} - {PAD, EOS, UNK})
     vocab = {token: i for i, token in enumerate([PAD, EOS, UNK, "\n", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

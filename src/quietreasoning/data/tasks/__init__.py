@@ -4,6 +4,7 @@ from quietreasoning.data.tasks.aime import AIME
 from quietreasoning.data.tasks.apps import Apps
 from quietreasoning.data.tasks.arithmetic import Arithmetic
 from quietreasoning.data.tasks.base import GeneratedTask, Task
+from quietreasoning.data.tasks.encyclopaedia import Encyclopaedia
 from quietreasoning.data.tasks.gsm8k import GSM8K
 from quietreasoning.data.tasks.humaneval import HumanEval
 from quietreasoning.data.tasks.jsonl import Jsonl
@@ -13,9 +14,10 @@ from quietreasoning.data.tasks.permutation import PermutationProduct
 from quietreasoning.data.tasks.pointer import Pointer
 from quietreasoning.data.tasks.prosqa import ProsQA
 from quietreasoning.data.tasks.reachability import Reachability
+from quietreasoning.data.tasks.text import Text
 
-_GENERATED = (Pointer, Arithmetic, Reachability, Multiplication, PermutationProduct)
-_FROM_FILES = (Jsonl, GSM8K, ProsQA, HumanEval, MBPP, AIME, Apps)
+_GENERATED = (Pointer, Arithmetic, Reachability, Multiplication, PermutationProduct, Encyclopaedia)
+_FROM_FILES = (Jsonl, GSM8K, ProsQA, HumanEval, MBPP, AIME, Apps, Text)
 TASKS: dict[str, type[Task]] = {task.name: task for task in (*_GENERATED, *_FROM_FILES)}
 
 __all__ = ["TASKS", "GeneratedTask", "Task"]

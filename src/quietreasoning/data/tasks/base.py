@@ -31,6 +31,8 @@ class Task(ABC):
     splits: ClassVar[tuple[str, ...]] = SPLITS
     needs_path: ClassVar[bool] = False  # True where examples come from files
     generated: ClassVar[bool] = False
+    text: ClassVar[bool] = False  # True: documents without questions, read as windows of tokens
+    whole_train: ClassVar[bool] = False  # True: the training split has one size, set by the task's options
 
     def __init__(self, config: Settings | None = None, *, path: str | None = None, seed: int = 0):
         self.config = self.Config() if config is None else config
@@ -45,6 +47,10 @@ class Task(ABC):
     def shortcuts(self, example: Example) -> Mapping[str, str]:
         """Answers of named rules that do not reason; their accuracy stands in the table."""
         return {}
+
+    def group(self, example: Example) -> str | None:
+        """The group in which an evaluation counts an example beside the whole; None where there is none."""
+        return None
 
     def vocabulary(self) -> Iterable[str]:
         """Words that examples may hold, so that a tokenizer of whole words knows them all."""

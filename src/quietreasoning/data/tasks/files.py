@@ -56,12 +56,16 @@ class FileTask(Task):
             found = self._load(self._source(files, name))
             shares = self._carved(files)
         if len(shares) > 1:
-            found = [example for example in found if split_of(example.prompt, shares) == name]
+            found = self.part(found, shares, name)
         if not found:
             raise UserError(
                 f"task {self.name}: the {name} split of {self.path} is empty; give it more records"
             )
         return found if n is None else found[:n]
+
+    def part(self, examples: Sequence[Example], shares: Mapping[str, int], name: str) -> list[Example]:
+        """What one split gets of a file that several splits share."""
+        return [example for example in examples if split_of(example.prompt, shares) == name]
 
     def files(self) -> dict[str, Path]:
         """Split -> its file. A single file is the split that its name ends in, else the first one."""

@@ -68,6 +68,9 @@ class PermutationProduct(GeneratedTask):
             meta={"factors": problem},
         )
 
+    def group(self, example: Example) -> str:
+        return f"{len(example.meta['factors'])} factors"
+
     def shortcuts(self, example: Example) -> Mapping[str, str]:
         """One factor alone, the last two, the product in the wrong order."""
         factors: Sequence[Permutation] = example.meta["factors"]

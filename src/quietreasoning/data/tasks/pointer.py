@@ -95,6 +95,9 @@ class Pointer(GeneratedTask):
             meta={"start": start, "hops": hops, "pairs": tuple(pairs)},
         )
 
+    def group(self, example: Example) -> str:
+        return f"{example.meta['hops']} hops"
+
     def shortcuts(self, example: Example) -> Mapping[str, str]:
         """Walks of the wrong length, the node before the start, the node most pointed at."""
         pairs = example.meta["pairs"]

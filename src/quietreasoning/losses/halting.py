@@ -1,0 +1,72 @@
+"""When to stop thinking: PonderNet's prior (arXiv 2107.05407) and the truncation used to run it.
+
+R rows (a row is one workspace update of one sequence), T inner steps, numbered from 1. p_RT is the
+probability that step t is the last one, and sums to one over t.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quietreasoning.losses.rows import statistic, sum_rows
+
+TINY = 1e-9
+
+
+def geometric_prior(rate: float, steps: int, device: torch.device | str | None = None) -> Tensor:
+    """(T,): rate * (1 - rate)^(t - 1), the last step takes the remainder, as it does in p.
+
+    The paper cuts the geometric distribution at T; giving the tail to step T instead keeps the mean at
+    1 + x + ... + x^(T-1) with x = 1 - rate.
+    """
+    if not 0 < rate < 1 or steps < 1:
+        raise ValueError(
+            f"rate={rate}, steps={steps}: no geometric prior; give 0 < rate < 1 and at least 1 step, "
+            "or a mean to rate_for_mean"
+        )
+    reach_T = (1 - rate) ** torch.arange(steps, dtype=torch.float32, device=device)
+    return torch.cat([reach_T[:-1] * rate, reach_T[-1:]])
+
+
+def rate_for_mean(mean: float, steps: int) -> float:
+    """The rate whose prior runs `mean` steps: 1 + x + ... + x^(T-1) = mean, rate = 1 - x. 1.2 of 3: 0.829."""
+    if not 1 < mean < steps:
+        raise ValueError(
+            f"mean={mean}: no rate has it; give a mean between 1 and steps={steps}, both left out"
+        )
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        x = (low + high) / 2
+        low, high = (x, high) if sum(x**t for t in range(steps)) < mean else (low, x)
+    return 1 - (low + high) / 2
+
+
+def halting_kl(p_RT: Tensor, rate: float, rows_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over rows of KL(p || geometric prior) in nats, and how many rows (2107.05407, section 2)."""
+    p_RT = statistic(p_RT)
+    prior_T = geometric_prior(rate, p_RT.shape[1], p_RT.device)
+    kl_R = (p_RT * (p_RT.clamp(min=TINY).log() - prior_T.log())).sum(1)
+    return sum_rows(kl_R, rows_R)
+
+
+def expected_steps(p_RT: Tensor) -> Tensor:
+    """(R,): sum_t t p_t."""
+    p_RT = statistic(p_RT)
+    return p_RT @ torch.arange(1, p_RT.shape[1] + 1, device=p_RT.device, dtype=p_RT.dtype)
+
+
+def truncate(p_RT: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """(weights_RT, executed_R): steps run until their p exceed the threshold; the last one takes the rest.
+
+    A row's weights depend on no p after its last step, so running all T steps and cutting (training) equals
+    stopping (decoding). The weights sum to one and have a gradient; the number of steps has none.
+    """
+    p_RT = statistic(p_RT)
+    done_RT = p_RT.detach().cumsum(1) > threshold
+    run_RT = torch.cat([torch.ones_like(done_RT[:, :1]), ~done_RT[:, :-1]], 1)
+    executed_R = run_RT.sum(1)
+    column_T = torch.arange(1, p_RT.shape[1] + 1, device=p_RT.device)
+    before_RT = p_RT.masked_fill(column_T >= executed_R[:, None], 0)
+    rest_R1 = 1 - before_RT.sum(1, keepdim=True)
+    return torch.where(column_T == executed_R[:, None], rest_R1, before_RT), executed_R

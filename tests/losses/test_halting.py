@@ -1,0 +1,116 @@
+"""Halting: distributions sum to one, the prior has the asked mean, cutting equals stopping."""
+
+import pytest
+import torch
+
+from quietreasoning.losses.halting import (
+    expected_steps,
+    geometric_prior,
+    halting_kl,
+    rate_for_mean,
+    truncate,
+)
+
+
+def distribution(rows=5, steps=3, seed=0, dtype=torch.float32):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, steps, generator=draw, dtype=dtype).softmax(1)
+
+
+def test_the_rate_of_the_default_mean():
+    assert rate_for_mean(1.2, 3) == pytest.approx(0.829, abs=5e-4)
+    assert rate_for_mean(1.5, 2) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("mean", "steps"), [(1.2, 3), (1.01, 2), (2.9, 3), (4.0, 7)])
+def test_the_prior_sums_to_one_and_has_the_mean(mean, steps):
+    prior_T = geometric_prior(rate_for_mean(mean, steps), steps)
+    assert prior_T.sum().item() == pytest.approx(1)
+    assert expected_steps(prior_T[None]).item() == pytest.approx(mean, rel=1e-5)
+
+
+def test_the_prior_by_hand():
+    torch.testing.assert_close(geometric_prior(0.75, 3), torch.tensor([0.75, 0.1875, 0.0625]))
+    assert geometric_prior(0.75, 1).tolist() == [1.0]
+
+
+@pytest.mark.parametrize(("mean", "steps"), [(1.0, 3), (3.0, 3), (0.5, 3), (1.0, 1)])
+def test_a_mean_no_rate_has_is_refused(mean, steps):
+    with pytest.raises(ValueError, match=f"between 1 and steps={steps}"):
+        rate_for_mean(mean, steps)
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(0.0, 3), (1.0, 3), (0.5, 0)])
+def test_a_rate_without_a_prior_is_refused(rate, steps):
+    with pytest.raises(ValueError, match="0 < rate < 1"):
+        geometric_prior(rate, steps)
+
+
+def test_kl_is_zero_at_the_prior_and_positive_elsewhere():
+    rows_R = torch.ones(5, dtype=torch.bool)
+    prior_RT = geometric_prior(0.829, 3).expand(5, 3)
+    assert halting_kl(prior_RT, 0.829, rows_R)[0].item() == pytest.approx(0, abs=1e-6)
+    total, count = halting_kl(distribution(), 0.829, rows_R)
+    wanted = sum(
+        (p.log() - q.log()) * p
+        for row in distribution()
+        for p, q in zip(row, geometric_prior(0.829, 3), strict=True)
+    )
+    torch.testing.assert_close(total, wanted)
+    assert count == 5 and total > 0.1
+
+
+def test_kl_adds_up_over_rows_and_has_a_finite_slope_at_zero():
+    p_RT = distribution().requires_grad_()
+    rows_R = torch.tensor([True, False, True, True, True])
+    whole = halting_kl(p_RT, 0.7, rows_R)
+    halves = [halting_kl(p_RT[s], 0.7, rows_R[s]) for s in (slice(0, 2), slice(2, 5))]
+    for i in range(2):
+        torch.testing.assert_close(whole[i], halves[0][i] + halves[1][i])
+    whole[0].backward()
+    assert not p_RT.grad[1].any() and p_RT.grad[0].any()
+    certain = torch.tensor([[1.0, 0.0, 0.0]], requires_grad=True)
+    halting_kl(certain, 0.7, torch.ones(1, dtype=torch.bool))[0].backward()
+    assert certain.grad.isfinite().all()
+    double = distribution(dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda p: halting_kl(p, 0.7, rows_R)[0], double)
+
+
+def test_expected_steps_counts_from_one():
+    assert expected_steps(torch.eye(3)).tolist() == [1, 2, 3]
+
+
+def test_truncation_by_hand():
+    p_RT = torch.tensor([[0.9, 0.06, 0.04], [0.5, 0.4, 0.1], [0.5, 0.2, 0.3], [0.8, 0.1, 0.1]])
+    weights_RT, executed_R = truncate(p_RT, 0.8)
+    assert executed_R.tolist() == [1, 2, 3, 2]  # the last one is at the threshold, not beyond it
+    wanted = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0.5, 0.2, 0.3], [0.8, 0.2, 0]])
+    torch.testing.assert_close(weights_RT, wanted)
+
+
+def test_truncation_equals_stopping():
+    """A loop that stops, and so never knows what would have come, finds the same weights."""
+    p_RT = distribution(rows=200, steps=6)
+    weights_RT, executed_R = truncate(p_RT, 0.6)
+    assert set(executed_R.tolist()) >= {2, 3, 4, 5}
+    for p_T, weights_T, executed in zip(p_RT, weights_RT, executed_R.tolist(), strict=True):
+        spent, wanted = torch.zeros(()), []
+        for p in p_T:
+            wanted.append(p)
+            spent = spent + p
+            if spent > 0.6:
+                break
+        wanted[-1] = 1 - sum(wanted[:-1], torch.zeros(()))
+        assert len(wanted) == executed and not weights_T[executed:].any()
+        torch.testing.assert_close(weights_T[:executed], torch.stack(wanted))
+    unknown = p_RT.masked_fill(torch.arange(1, 7) > executed_R[:, None], 0.5)
+    torch.testing.assert_close(truncate(unknown, 0.6)[0], weights_RT, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.8, 1.0])
+def test_truncated_weights_sum_to_one_and_keep_their_gradient(threshold):
+    p_RT = distribution(rows=20, dtype=torch.float64).requires_grad_()
+    weights_RT, executed_R = truncate(p_RT, threshold)
+    torch.testing.assert_close(weights_RT.sum(1), torch.ones(20, dtype=torch.float64))
+    assert torch.autograd.gradcheck(lambda p: truncate(p, threshold)[0], p_RT)
+    assert threshold < 1.0 or (executed_R == 3).all()

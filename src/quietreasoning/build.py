@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from quietreasoning.backbone import Backbone, BackboneConfig, load_backbone
 from quietreasoning.config import Pick, Settings, UserError
@@ -20,6 +20,7 @@ from quietreasoning.data.batches import Batches
 from quietreasoning.data.config import DataConfig, build_task
 from quietreasoning.data.encoder import Encoder
 from quietreasoning.data.load import load_split
+from quietreasoning.data.tasks import TASKS
 from quietreasoning.data.tokenizers import build_tokenizer, load_tokenizer
 from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.layers import diff, expand
@@ -48,6 +49,16 @@ class StageConfig(Settings):
     """How its weights move."""
     train: TrainConfig = TrainConfig()
     """How long, how wide, how precise."""
+
+    @model_validator(mode="after")
+    def _method_reads_the_task(self) -> StageConfig:
+        if TASKS[self.data.task].text and not METHODS[self.method.name].reads_text:
+            able = ", ".join(name for name, method in METHODS.items() if method.reads_text) or "none here"
+            raise ValueError(
+                f"data.task={self.data.task} is running text without questions, and method "
+                f"{self.method.name} learns from answers; methods that read text: {able}"
+            )
+        return self
 
 
 class RunConfig(Settings):

@@ -15,6 +15,7 @@ from quietreasoning.backbone import meta_backbone
 from quietreasoning.build import Builder, RunConfig, StageConfig
 from quietreasoning.data.batches import Batches, count_tokens
 from quietreasoning.data.config import build_task
+from quietreasoning.data.load import load_split
 from quietreasoning.methods import METHODS
 
 SAMPLE = 64
@@ -77,8 +78,14 @@ def count(builder: Builder, stage: StageConfig) -> Size:
 
 def tokens_a_step(builder: Builder, stage: StageConfig) -> float:
     """Tokens the model reads in one optimizer step, from the first examples; thoughts are not counted."""
-    examples = build_task(stage.data).split("train", SAMPLE)
+    task = build_task(stage.data)
     encoder = builder.encoder(stage.data.model_copy(update={"max_prompt_tokens": None}), 1 << 20)
+    if task.text:  # its windows are as long as the limits allow
+        context = meta_backbone(builder.config.backbone, len(builder.tokenizer)).context
+        encoder = builder.encoder(stage.data, context)
+        examples, _ = load_split(task, "train", stage.data, encoder, n=SAMPLE)
+    else:
+        examples = task.split("train", SAMPLE)
     batch = Batches(examples, encoder, min(SAMPLE, len(examples)), 0).batch_at(0)
     return count_tokens(batch) / len(batch) * stage.train.batch_size
 

@@ -20,6 +20,7 @@ from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.evaluate.controls import Arm, arms_of
 from quietreasoning.evaluate.rows import Report, save, unambiguous
 from quietreasoning.evaluate.table import table
+from quietreasoning.evaluate.text import evaluate_text
 from quietreasoning.train import checkpoint
 from quietreasoning.train.signals import StopFlag, Stopped
 
@@ -47,18 +48,24 @@ class Exam:
         examples, dropped = load_split(task, self.config.split, self.data, self.encoder, n=self.config.n)
         if dropped:
             print(f"{dropped} {self.config.split} examples are too long and were left out", file=sys.stderr)
+        shared = {
+            "task": self.title or task.name,
+            "config": self.config,
+            "seed": self.seed,
+            "stop": lambda: stop.requested,
+            "progress": progress,
+        }
+        if task.text:
+            return evaluate_text(arms, examples, batch=self.encoder.batch, **shared)
         return harness.evaluate(
             arms,
             examples,
-            task=self.title or task.name,
             scorer=task.scorer,
             encode_prompt=lambda example: self.encoder.encode(example).prompt,
             decode=self.encoder.text,
-            config=self.config,
-            seed=self.seed,
             shortcuts=task.shortcuts if shortcuts else None,
-            stop=lambda: stop.requested,
-            progress=progress,
+            group=task.group,
+            **shared,
         )
 
 
@@ -104,7 +111,8 @@ def prove(loaded: Loaded) -> list[dict[str, Any]]:
             raise Stopped("stopped while evaluating; the same command asks all again") from None
     save(kept, [report])
     show(report, kept)
-    for missing in sorted({"plain", "cot"} - {arm.label for arm in arms}):
+    beside = set() if TASKS[exam.data.task].text else {"plain", "cot"}
+    for missing in sorted(beside - {arm.label for arm in arms}):
         print(
             f"note: no {missing} arm in this table; train one and add eval.baselines=[RUN]", file=sys.stderr
         )
@@ -146,6 +154,11 @@ def show(report: Report, kept: Path) -> None:
 
     console = Console()
     console.print(table(report.rows, title=f"{report.task} ({report.split}), n = {report.rows[0]['n']}"))
+    for row in report.rows:
+        own = row["control"] is None and row["effort"] is None and row["kind"] != "shortcut"
+        if own and len(row["groups"]) > 1:
+            parts = [f"{name} {100 * share:.1f} % ({n})" for name, (share, n) in row["groups"].items()]
+            console.print(f"{row['method']}: {', '.join(parts)}", highlight=False)
     for verdict in report.verdicts:
         console.print(verdict["text"], highlight=False)
     console.print(f"rows: {kept}", highlight=False)

@@ -13,7 +13,7 @@ from quietreasoning.config import OneOf, Pick, Settings
 from quietreasoning.data.tasks import TASKS, Task
 
 RATIONALE = tuple(
-    "therefore thus hence because since so then first second third next finally let lets step steps reason "
+    "therefore thus hence because since then first second third next finally step steps reason "
     "reasoning explanation think thinking wait Therefore Thus Hence Because Since So Then First Second Third "
     "Next Finally Let Step Steps Reason Reasoning Explanation Think Thinking Wait".split()
 )

@@ -43,12 +43,18 @@ class Answers:
 
 @contextmanager
 def answering(method: Method) -> Iterator[None]:
-    """Eval mode and no gradients; every module gets back the mode it had, frozen ones theirs."""
+    """Eval mode and no gradients."""
+    with in_eval_mode(method), torch.inference_mode():
+        yield
+
+
+@contextmanager
+def in_eval_mode(method: Method) -> Iterator[None]:
+    """Every module gets back the mode it had, frozen ones theirs."""
     modes = [(module, module.training) for module in method.modules()]
     method.eval()
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         for module, training in modes:
             module.training = training

@@ -28,7 +28,7 @@ from quietreasoning.evaluate.compare import compare_all, verdicts
 from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.evaluate.controls import FROM_OTHER_ROWS, Arm
 from quietreasoning.evaluate.rows import COSTS, Report, Row, arm_name
-from quietreasoning.evaluate.scorers import SCORERS
+from quietreasoning.evaluate.scorers import SCORERS, number
 from quietreasoning.evaluate.statistics import wilson
 
 
@@ -51,6 +51,7 @@ def evaluate(
     config: EvalConfig,
     seed: int = 0,
     shortcuts: Callable[[Example], Mapping[str, str]] | None = None,
+    group: Callable[[Example], str | None] = lambda example: None,
     stop: Callable[[], bool] = lambda: False,
     progress: Progress = lambda arm, done, total: None,
 ) -> Report:
@@ -58,7 +59,8 @@ def evaluate(
 
     task: its name, for the rows. scorer: a key of SCORERS. encode_prompt: ids of one prompt, without
     padding. decode: text of answer ids. seed: the training seed, for the rows. shortcuts: rule -> answer,
-    for rows "shortcut: <rule>". stop: asked before every batch. progress: (arm, prompts done, prompts).
+    for rows "shortcut: <rule>". group: the group an example also counts in. stop: asked before every batch.
+    progress: (arm, prompts done, prompts).
 
     Raises UserError on prompts that do not fit the context, on an effort that a method does not have, on
     a control that needs a second prompt; Stopped when `stop()` turns true.
@@ -74,7 +76,7 @@ def evaluate(
     for arm in arms:
         _check(arm, prompts, config)
     device = device_name(device_of(arms[0].method))
-    found = _Findings(task, scorer, config, seed, device, examples)
+    found = _Findings(task, scorer, config, seed, device, examples, [group(each) for each in examples])
 
     def check_stop() -> None:
         if stop():
@@ -100,6 +102,7 @@ class _Findings:
     seed: int
     device: str
     examples: Sequence[Example]
+    groups: Sequence[str | None]
     rows: list[Row] = field(default_factory=list)
     outcomes: dict[str, str] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -163,10 +166,14 @@ class _Findings:
         costs: Mapping[str, float | None],
     ) -> None:
         by_steps: dict[int, list[int]] = {}
-        for hit, example in zip(correct, self.examples, strict=True):
-            count = by_steps.setdefault(example.meta["num_steps"], [0, 0])
-            count[0] += hit
-            count[1] += 1
+        by_group: dict[str, list[int]] = {}
+        for hit, example, group in zip(correct, self.examples, self.groups, strict=True):
+            counts = [by_steps.setdefault(example.meta["num_steps"], [0, 0])]
+            if group is not None:
+                counts.append(by_group.setdefault(group, [0, 0]))
+            for count in counts:
+                count[0] += hit
+                count[1] += 1
         low, high = wilson(sum(correct), len(correct))
         self.outcomes[arm_name(method, control, effort)] = "".join("1" if hit else "0" for hit in correct)
         self.rows.append(
@@ -186,8 +193,14 @@ class _Findings:
                 "unanswered": unanswered,
                 **costs,
                 "by_steps": {str(steps): by_steps[steps] for steps in sorted(by_steps)},
+                "groups": {name: [hits / n, n] for name, (hits, n) in in_order(by_group).items()},
             }
         )
+
+
+def in_order(groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Groups by the first number in their names."""
+    return dict(sorted(groups.items(), key=lambda item: (number(item[0]) or 0, item[0])))
 
 
 def _check(arm: Arm, prompts: Sequence[Prompt], config: EvalConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from quietreasoning.config import UserError
-from quietreasoning.evaluate.statistics import mean_interval
+from quietreasoning.evaluate.statistics import Interval, mean_interval, seed_interval
 
 FORMAT = 1
+LARGEST = 700.0  # exp of more is no float
 MEANS = ("visible_tokens", "passes", "latent_steps", "ms", "ms_batched")
 COSTS = (*MEANS, "batch")
 LABELS = {
@@ -31,9 +33,12 @@ class Report:
     """What `evaluate` found on one task with one seed.
 
     rows: one dict an arm: task, split, method, kind ("direct", "chain", "quiet", "filler", "control",
-    "shortcut"), control, effort, seed, n, correct, accuracy, low, high (Wilson 95 %), unanswered (items
-    without an answer), visible_tokens, passes, latent_steps (means), ms (median, batch 1), ms_batched (per
-    example), batch (rows in the batches timed), by_steps {number of steps: [correct, n]}.
+    "shortcut", "text"), control, effort, seed, n, correct, accuracy, low, high (Wilson 95 %), unanswered
+    (items without an answer), visible_tokens, passes, latent_steps (means), ms (median, batch 1), ms_batched
+    (per example), batch (rows in the batches timed), by_steps {number of steps: [correct, n]}, groups {name
+    the task gave: [accuracy, n]}.
+    Kind "text": n windows; correct and accuracy are about next tokens, low and high bootstrapped; further
+    tokens (those predicted), nll (mean a token), perplexity, perplexity_low, perplexity_high. No outcomes.
     outcomes: arm name -> one "0" or "1" an item, in the order of `items`, for paired tests.
     """
 
@@ -133,7 +138,11 @@ def pool(rows: Iterable[Row]) -> list[Row]:
 
 def _pooled(rows: Sequence[Row]) -> Row:
     accuracies = [row["accuracy"] for row in rows]
-    low, high = mean_interval(accuracies, min(row["n"] for row in rows))
+    text = rows[0]["kind"] == "text"
+    if text:
+        low, high = seed_interval(accuracies, [Interval(row["low"], row["high"]) for row in rows])
+    else:
+        low, high = mean_interval(accuracies, min(row["n"] for row in rows))
     steps: dict[str, Counter] = defaultdict(Counter)
     for row in rows:
         for key, (correct, n) in row["by_steps"].items():
@@ -153,7 +162,28 @@ def _pooled(rows: Sequence[Row]) -> Row:
         "by_steps": {
             key: [steps[key]["correct"], steps[key]["n"]] for key in sorted(steps, key=_number_first)
         },
+        "groups": _pooled_groups(rows),
+        **(_pooled_text(rows) if text else {}),
     }
+
+
+def _pooled_groups(rows: Sequence[Row]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for name, (accuracy, n) in row.get("groups", {}).items():
+            before, counted = found.get(name, (0.0, 0))
+            found[name] = [(before * counted + accuracy * n) / (counted + n), counted + n]
+    return found
+
+
+def _pooled_text(rows: Sequence[Row]) -> dict[str, float]:
+    """Perplexity of the mean log-likelihood over seeds."""
+    nlls = [row["nll"] for row in rows]
+    reach = [Interval(math.log(row["perplexity_low"]), math.log(row["perplexity_high"])) for row in rows]
+    low, high = seed_interval(nlls, reach)
+    mean = sum(nlls) / len(nlls)
+    figures = {"perplexity": mean, "perplexity_low": low, "perplexity_high": high}
+    return {"nll": mean} | {name: math.exp(min(value, LARGEST)) for name, value in figures.items()}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -86,6 +86,18 @@ def paired_bootstrap(only_a: int, only_b: int, n: int, *, draws: int = 10_000, s
     return Difference((only_a - only_b) / n, float(low), float(high))
 
 
+def ratio_bootstrap(
+    totals: np.ndarray, counts: np.ndarray, *, draws: int = 10_000, seed: int = 0
+) -> Interval:
+    """95 % percentile interval of sum(totals) / sum(counts) over resampled items; one item gives a point."""
+    if len(totals) != len(counts) or len(totals) < 1:
+        raise ValueError(f"ratio_bootstrap needs equally many, got {len(totals)} and {len(counts)}")
+    generator = np.random.Generator(np.random.Philox(seed))
+    times = generator.multinomial(len(totals), np.full(len(totals), 1 / len(totals)), size=draws)
+    low, high = np.quantile((times @ totals) / (times @ counts), [0.025, 0.975])
+    return Interval(float(low), float(high))
+
+
 def student_t(df: int, level: float = 0.95) -> float:
     """Two-sided quantile of Student's t for whole degrees of freedom (finite series, then bisection)."""
     if df < 1:
@@ -105,6 +117,21 @@ def student_t(df: int, level: float = 0.95) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if inside(middle) < level else (low, middle)
     return high
+
+
+def seed_interval(values: Sequence[float], intervals: Sequence[Interval]) -> Interval:
+    """95 % interval of the mean of one figure over seeds, each with its own interval over items.
+
+    The wider, at each end, of Student's t over the seeds and the mean reach of the items' intervals.
+    """
+    mean = sum(values) / len(values)
+    low = mean - sum(x - i.low for x, i in zip(values, intervals, strict=True)) / len(values)
+    high = mean + sum(i.high - x for x, i in zip(values, intervals, strict=True)) / len(values)
+    if len(values) == 1:
+        return Interval(low, high)
+    spread = math.sqrt(sum((x - mean) ** 2 for x in values) / (len(values) - 1) / len(values))
+    reach = student_t(len(values) - 1) * spread
+    return Interval(min(low, mean - reach), max(high, mean + reach))
 
 
 def mean_interval(shares: Sequence[float], n: int) -> Interval:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import StringIO
 
 from rich import box
@@ -31,30 +31,49 @@ def table(rows: Iterable[Row], title: str | None = None) -> Table:
     )
     made.add_column("arm", no_wrap=True, min_width=max((len(label(row)) for row in pooled), default=3))
     differ = len({sample_size(row) for row in pooled}) > 1
-    batches = sorted({row["batch"] for row in pooled if row["batch"]})
-    batched = f"ms at\n{batches[0]}" if len(batches) == 1 else "ms in\nbatch"
-    names = ["accuracy %\n[95 %]", "visible\ntokens", "passes", "vs.\nchain", "ms at\n1", batched]
-    for name in [*names, *(["n"] if differ else [])]:
+    columns = text_columns() if is_text(pooled) else answer_columns(pooled)
+    if differ:
+        columns["n"] = sample_size
+    for name in columns:
         made.add_column(name, justify="right", no_wrap=True)
-    chain = chain_passes(pooled)
     last = None
     for row in pooled:
         own = row["control"] is None and row["effort"] is None
         if last and own and not row["kind"] == last["kind"] == "shortcut":
             made.add_section()
         last = row
-        values = [
-            label(row),
-            accuracy(row),
-            figure(row["visible_tokens"]),
-            figure(row["passes"]),
-            saving(row, chain),
-            figure(row["ms"]),
-            figure(row["ms_batched"]),
-        ]
         faint = row["kind"] in ("control", "shortcut")
-        made.add_row(*values, *([sample_size(row)] if differ else []), style="dim" if faint else None)
+        values = [value(row) for value in columns.values()]
+        made.add_row(label(row), *values, style="dim" if faint else None)
     return made
+
+
+def answer_columns(pooled: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
+    """Heading -> cell of a row."""
+    chain = chain_passes(pooled)
+    batches = sorted({row["batch"] for row in pooled if row["batch"]})
+    batched = f"ms at\n{batches[0]}" if len(batches) == 1 else "ms in\nbatch"
+    return {
+        "accuracy %\n[95 %]": accuracy,
+        "visible\ntokens": lambda row: figure(row["visible_tokens"]),
+        "passes": lambda row: figure(row["passes"]),
+        "vs.\nchain": lambda row: saving(row, chain),
+        "ms at\n1": lambda row: figure(row["ms"]),
+        batched: lambda row: figure(row["ms_batched"]),
+    }
+
+
+def text_columns() -> dict[str, Callable[[Row], str]]:
+    return {
+        "perplexity\n[95 %]": perplexity,
+        "next token %\n[95 %]": accuracy,
+        "tokens": lambda row: str(row["tokens"]),
+        "ms a\nwindow": lambda row: figure(row["ms_batched"]),
+    }
+
+
+def is_text(pooled: Sequence[Row]) -> bool:
+    return bool(pooled) and all(row["kind"] == "text" for row in pooled)
 
 
 def text(rows: Iterable[Row], title: str | None = None, width: int = 110) -> str:
@@ -78,6 +97,11 @@ def label(row: Row) -> str:
 
 def accuracy(row: Row) -> str:
     return f"{100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+
+
+def perplexity(row: Row) -> str:
+    low, high = row["perplexity_low"], row["perplexity_high"]
+    return f"{row['perplexity']:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def saving(row: Row, chain: float | None) -> str:
@@ -104,7 +128,12 @@ def caption(pooled: Sequence[Row]) -> str:
     splits = ", ".join(sorted({row["split"] for row in pooled}))
     sizes = {sample_size(row) for row in pooled}
     parts = [f"n = {sizes.pop()} ({splits})." if len(sizes) == 1 else f"Split: {splits}."]
-    if any(len(row["seeds"]) > 1 for row in pooled):
+    seeds = any(len(row["seeds"]) > 1 for row in pooled)
+    if is_text(pooled):
+        parts.append("n: windows. Interval: bootstrap over windows")
+        parts[-1] += ", or Student's t over seeds where wider." if seeds else "."
+        return " ".join(parts)
+    if seeds:
         parts.append("Mean over seeds; interval: the wider of Student's t over seeds, Wilson over items.")
     else:
         parts.append("Interval: Wilson.")

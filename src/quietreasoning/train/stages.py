@@ -296,7 +296,7 @@ def flat_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         if row.get("effort") is not None:
             parts.append(f"effort-{row['effort']}")
         key = "/".join(["eval", *(part for part in parts if part)])
-        for figure in ("accuracy", "visible_tokens", "passes"):
+        for figure in ("accuracy", "perplexity", "visible_tokens", "passes"):
             if row.get(figure) is not None:
                 flat[f"{key}/{figure}"] = row[figure]
     return flat

@@ -6,7 +6,7 @@ import socket
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_toys import Toy, logged, run_toy, toy_batches, toy_plan, weights_hash
+from train_toys import Remembering, Toy, logged, run_toy, toy_batches, toy_plan, weights_hash
 
 from quietreasoning.contract import Term
 from quietreasoning.optim.settings import OptimConfig
@@ -117,6 +117,88 @@ def test_two_ranks_equal_one(on_two_ranks, sharding, accumulate, kind):
             torch.testing.assert_close(
                 torch.tensor(values), torch.tensor(alone[2][name]), rtol=1e-4, atol=1e-6, msg=name
             )
+
+
+class Seldom(Remembering):
+    """Its memory is read by the first lane of the first rank alone, and by no rank in odd steps."""
+
+    def forward(self, batch, carry=None):
+        reader = self.backbone.reader
+        silent = int(batch.keys_B[0]) % 24
+        hook = reader.register_forward_hook(lambda *_: _[-1]._replace(out_RTD=_[-1].out_RTD.detach() * 0))
+        if not silent:
+            hook.remove()
+        out = super().forward(batch, carry)
+        hook.remove()
+        return out
+
+
+def memory_steps(machine, sharding, accumulate, kind):
+    config = TrainConfig(steps=6, batch_size=12, accumulate=accumulate, sharding=sharding)
+    # without momentum and decay: sharded, a parameter that no rank reaches has gradient zero, not none
+    optim = OptimConfig(name="sgd", lr=0.05, betas=(0.0, 0.95), clip=0.5, ema=0.8)
+    state = TrainState.create(kind(), config, optim, machine)
+    rows = [record.row() for record in train(state, toy_batches(12), config, optim)]
+    table = state.method.backbone.table
+    hits = table.hits.tolist()
+    counts = state.optimizer.state()["backbone.table.values"]["count"]
+    counts = (counts.full_tensor() if sharding == "fsdp" and machine.world > 1 else counts).flatten().tolist()
+    method = state.finish()
+    return rows, hits, counts, {name: p.detach().tolist() for name, p in method.named_parameters()}
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", [Remembering, Seldom])
+def test_a_memory_on_two_ranks_equals_one(on_two_ranks, sharding, accumulate, kind):
+    alone = memory_steps(Machine(), "ddp", 2 * accumulate, kind)
+    both = on_two_ranks(memory_steps, sharding, accumulate, kind)
+    assert 0 < sum(count > 0 for count in alone[2]) < 64 or kind is Remembering
+    for rows, hits, counts, weights in both:
+        assert hits == alone[1] and counts == alone[2]
+        for mine, theirs in zip(rows, alone[0], strict=True):
+            assert {**same(mine), "stage": 0} == pytest.approx({**same(theirs), "stage": 0}, rel=1e-3)
+        for name, values in weights.items():
+            torch.testing.assert_close(
+                torch.tensor(values), torch.tensor(alone[3][name]), rtol=1e-3, atol=1e-5, msg=name
+            )
+    assert both[0][3] == both[1][3]  # replicas do not drift apart by one bit
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_a_memory_on_two_ranks_resumes_exactly(on_two_ranks, sharding, tmp_path):
+    on_two_ranks(memory_run, tmp_path / "through", sharding, None)
+    on_two_ranks(memory_run, tmp_path / "broken", sharding, 3)
+    on_two_ranks(memory_run, tmp_path / "broken", sharding, None)
+    assert logged(tmp_path / "through") == logged(tmp_path / "broken")
+    for name in ("method", "optimizer"):
+        one, two = (
+            load_file(tmp_path / run / f"step-000006/{name}.safetensors") for run in ("through", "broken")
+        )
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    assert one["backbone.table.values/count"].shape == (64, 1)
+
+
+def memory_run(machine, run_dir, sharding, stop_at):
+    from dataclasses import replace
+
+    from quietreasoning.train.signals import StopFlag, Stopped
+
+    stop, batches = StopFlag(), toy_batches(8)
+
+    def batch_at(step, *where):
+        if step == stop_at:
+            stop.request()
+        return batches(step, *where)
+
+    optim = {"name": "adamw", "ema": 0.5}
+    plan = toy_plan(steps=6, sharding=sharding, optim=optim, batch_at=batch_at)
+    try:
+        run_toy(
+            run_dir, replace(plan, make_method=lambda previous: Remembering()), machine=machine, stop=stop
+        )
+    except Stopped:
+        assert stop_at
 
 
 def names_meet(machine):

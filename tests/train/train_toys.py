@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from quietreasoning.contract import IGNORE, Batch, Markers, Method, MethodConfig, StepOutput, Term
+from quietreasoning.nn.product_key_memory import ProductKeyReader, ProductKeyTable
 from quietreasoning.optim.settings import OptimConfig
 from quietreasoning.track import Sinks, TrackConfig, read_log
 from quietreasoning.train.checkpoint import read_json
@@ -79,6 +80,41 @@ class Toy(Method):
 
     def generate(self, prompt_BP, *, max_new_tokens, control=None, effort=None):
         raise NotImplementedError
+
+
+class MemoryBackbone(ToyBackbone):
+    """The toy's backbone and a product-key memory that it reads twice."""
+
+    def __init__(self, sparse=True, int8=False):
+        super().__init__()
+        self.table = ProductKeyTable(64, 4, 2, 6, 3, sparse_grad=sparse, int8=int8)
+        self.reader = ProductKeyReader(WIDTH, 2, 6, 4)
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(self, ids_BT):
+        hidden = super().forward(ids_BT)
+        for _ in range(2):
+            read = self.reader(hidden[:, None], self.table, self.temperature)
+            self.table.count(read.indices_RTHK)
+            hidden = hidden + read.out_RTD[:, 0]
+        return hidden
+
+
+class Remembering(Toy):
+    """The toy with a memory; its temperature and the re-seeding of dead keys follow the budget."""
+
+    def __init__(self, sparse=True, int8=False, **settings):
+        super().__init__(**settings)
+        self.backbone = MemoryBackbone(sparse, int8)
+        self.register_buffer("reseedings", torch.zeros((), dtype=torch.long))
+        self.paces = []
+
+    def pace(self, progress):
+        self.paces.append(progress)
+        self.backbone.temperature.fill_(2.0 - 1.3 * progress)
+        if int(3 * progress) > int(self.reseedings):
+            self.reseedings.fill_(int(3 * progress))
+            self.backbone.table.reseed(int(self.reseedings))
 
 
 def toy_batch(rows: list[int]) -> Batch:

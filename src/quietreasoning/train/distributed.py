@@ -147,7 +147,8 @@ def add_tables(tables: Iterable[nn.Parameter], machine: Machine) -> None:
         if max(counts):
             all_rows = torch.cat(_gather_padded(rows, counts))
             all_values = torch.cat(_gather_padded(values, counts)) / machine.world
-            p.grad = torch.sparse_coo_tensor(all_rows[None], all_values, p.shape).coalesce()
+            found = torch.sparse_coo_tensor(all_rows[None], all_values, p.shape, check_invariants=False)
+            p.grad = found.coalesce()
 
 
 def _gather_padded(tensor: Tensor, counts: list[int]) -> list[Tensor]:

@@ -190,3 +190,14 @@ def test_a_start_token_stands_before_prompts_alone():
 def test_results_must_match_steps():
     with pytest.raises(ValueError, match="1 results for 2 steps"):
         example(results=("b",))
+
+
+def test_rationale_words_count_where_they_are_one_known_token():
+    form = Format(rationale=("thus", "so", "absent", "two words", "####"), answer_prefix="####")
+    encoder = Encoder(train_words(["thus so x ####"]), form)
+    ids = encoder.tokenizer.get_vocab()
+    assert encoder.markers().rationale == tuple(sorted([ids["thus"], ids["so"]]))
+    trained = train_bpe(["x thus thus thus so, thus\n"] * 50, 400)
+    found = Encoder(trained, Format(rationale=("thus", "zebra"))).markers().rationale
+    assert trained.convert_ids_to_tokens(list(found)) == ["Ġthus"]
+    assert Encoder(trained, Format(rationale=())).markers().rationale == ()

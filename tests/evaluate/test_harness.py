@@ -248,3 +248,27 @@ def test_verdict_is_open_where_too_few_answers_are_right():
     outcomes = {"quiet": "1" * 6 + "0" * 31, "quiet + zero": "0" * 37}
     (enough,) = verdicts([row | {"correct": 6}], outcomes)
     assert not enough["open"] and not enough["inert"] and "carries the answer" in enough["text"]
+
+
+def test_accuracy_by_group():
+    """Groups count beside the whole, in the order of their numbers; None is in no group."""
+    data = toy.examples(60)
+    config = EvalConfig(batch_size=8, timing=0, max_new_tokens=4)
+
+    def group(example):
+        length = example.meta["num_steps"]
+        return None if length == 8 else f"size {length}" if length < 3 else "size 10"
+
+    arms = [Arm(toy.Adder(), "adder", effort=1)]
+    rows = evaluate(
+        arms, data, task="sums", scorer="exact", encode_prompt=toy.encode_prompt, decode=toy.decode,
+        config=config, group=group, shortcuts=lambda example: {"gold": example.answer},
+    ).rows  # fmt: skip
+    found = rows[0]["groups"]
+    assert list(found) == ["size 1", "size 2", "size 10"]
+    assert found["size 1"] == [1.0, rows[0]["by_steps"]["1"][1]]
+    assert sum(n for _, n in found.values()) == 60 - rows[0]["by_steps"]["8"][1]
+    rest = [rows[0]["by_steps"][str(steps)] for steps in range(3, 8)]
+    assert found["size 10"] == [sum(c for c, _ in rest) / sum(n for _, n in rest), sum(n for _, n in rest)]
+    assert all(accuracy == 1 for accuracy, _ in rows[1]["groups"].values())
+    assert ask(arms).rows[0]["groups"] == {}

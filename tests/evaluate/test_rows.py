@@ -73,3 +73,12 @@ def test_broken_files_are_named(tmp_path, text, message):
 def test_missing_row_names_those_there_are():
     with pytest.raises(KeyError, match="no row for cot"):
         Report("t", "valid", 0, (make_row(),)).row("cot")
+
+
+def test_groups_are_pooled_by_their_sizes_and_may_be_absent():
+    rows = [
+        make_row(0, groups={"a": [0.5, 10], "b": [1.0, 2]}),
+        make_row(1, groups={"a": [1.0, 30]}),
+        make_row(2),
+    ]
+    assert pool(rows)[0]["groups"] == {"a": [0.875, 40], "b": [1.0, 2]}

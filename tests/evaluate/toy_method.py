@@ -1,14 +1,15 @@
-"""A method that adds its prompt's digits, in a thought that it may or may not use."""
+"""A method that adds its prompt's digits, in a thought that it may or may not use; one that reads text."""
 
 import time
 
 import torch
 from torch import nn
 
-from quietreasoning.contract import IGNORE, Markers, Method, MethodConfig, Response
+from quietreasoning.contract import IGNORE, Markers, Method, MethodConfig, Response, StepOutput, Term
 from quietreasoning.data.example import Example
 
 DIGITS = 10  # token ids 0..9 are digits
+VOCAB = 16
 
 
 class Body(nn.Module):
@@ -83,3 +84,32 @@ def encode_prompt(example):
 
 def decode(ids):
     return " ".join({11: "####", 12: ""}.get(i, str(i)) for i in ids).strip()
+
+
+class Reader(Method):
+    """Predicts the next token from the last one alone, by a table; dropout spoils it outside eval mode."""
+
+    reads_text = True
+
+    def __init__(self, seed=0, vocab=VOCAB):
+        super().__init__(Body(), MethodConfig(name="reader"), Markers((11,), 12))
+        generator = torch.Generator().manual_seed(seed)
+        self.table_VV = nn.Parameter(torch.randn(vocab, vocab, generator=generator))
+        self.rows = []  # rows of each batch asked, for tests
+
+    def units(self, batch, carry=None):
+        return {"token": int((batch.prompt_BP[:, :-1] != IGNORE).sum()), "sequence": len(batch)}
+
+    def forward(self, batch, carry=None):
+        assert not torch.is_grad_enabled()
+        self.rows.append(len(batch))
+        seen_BP = batch.prompt_BP[:, :-1] != IGNORE
+        last_N, next_N = batch.prompt_BP[:, :-1][seen_BP], batch.prompt_BP[:, 1:][seen_BP]
+        logits_NV = self.backbone.dropout(self.table_VV[last_N])
+        total = nn.functional.cross_entropy(logits_NV, next_N, reduction="sum")
+        hits = (logits_NV.argmax(-1) == next_N).sum().float()
+        terms = {"lm": Term(total, "token"), "other": Term(total * 3, "sequence")}
+        return StepOutput(terms, {"token_accuracy": (hits, torch.tensor(len(next_N)))})
+
+    def generate(self, prompt_BP, *, max_new_tokens, control=None, effort=None):
+        raise NotImplementedError

@@ -127,10 +127,11 @@ def caption(pooled: Sequence[Row]) -> str:
         return "No rows."
     splits = ", ".join(sorted({row["split"] for row in pooled}))
     sizes = {sample_size(row) for row in pooled}
-    parts = [f"n = {sizes.pop()} ({splits})." if len(sizes) == 1 else f"Split: {splits}."]
+    what = " windows" if is_text(pooled) else ""
+    parts = [f"n = {sizes.pop()}{what} ({splits})." if len(sizes) == 1 else f"Split: {splits}."]
     seeds = any(len(row["seeds"]) > 1 for row in pooled)
     if is_text(pooled):
-        parts.append("n: windows. Interval: bootstrap over windows")
+        parts.append("Interval: bootstrap over windows")
         parts[-1] += ", or Student's t over seeds where wider." if seeds else "."
         return " ".join(parts)
     if seeds:

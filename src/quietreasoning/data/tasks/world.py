@@ -72,8 +72,8 @@ def zipf(facts: int, mentions: int, exponent: float) -> list[int]:
     Below 1 lies what Zipf's law would not tell at all; each is told once, and the head pays for it.
     """
     shape = [rank**-exponent for rank in range(1, facts + 1)]
-    low, high = 0.0, float(mentions) * facts**exponent
-    for _ in range(200):
+    low, high = 0.0, mentions + 1.0  # c is about the mentions of the first rank
+    for _ in range(60):
         c = (low + high) / 2
         low, high = (c, high) if sum(max(1, int(c * share)) for share in shape) <= mentions else (low, c)
     counts = [max(1, int(low * share)) for share in shape]

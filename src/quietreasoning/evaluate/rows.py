@@ -141,6 +141,7 @@ def _pooled(rows: Sequence[Row]) -> Row:
     text = rows[0]["kind"] == "text"
     if text:
         low, high = seed_interval(accuracies, [Interval(row["low"], row["high"]) for row in rows])
+        low, high = max(0.0, low), min(1.0, high)
     else:
         low, high = mean_interval(accuracies, min(row["n"] for row in rows))
     steps: dict[str, Counter] = defaultdict(Counter)

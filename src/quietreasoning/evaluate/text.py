@@ -86,6 +86,10 @@ def _read(arm: Arm, batch: Batch) -> tuple[float, float, float]:
     batch = batch.to(device_of(arm.method))
     tokens = arm.method.units(batch).get("token", 0)
     output = arm.method(batch)
+    if "lm" not in output.terms:
+        raise UserError(
+            f"{arm.label} was trained with no weight on 'lm', so it predicts no text; leave it out"
+        )
     hits, counted = output.metrics["token_accuracy"]
     if int(counted) != tokens:
         raise ValueError(f"{arm.label}: token_accuracy counts {int(counted)} tokens, units {tokens}")

@@ -70,8 +70,8 @@ def meta_backbone(config: BackboneConfig, vocab_size: int) -> Backbone:
 def _workspace_shape(config: BackboneConfig, vocab_size: int) -> WorkspaceConfig:
     own = config.workspace
     if own.trunk is None:
-        return WorkspaceConfig.preset(own.preset, vocab_size=vocab_size, **own.sizes)
-    return config_for_trunk(_read_shape(_trunk(config)), own.preset, own.sizes)
+        return WorkspaceConfig.preset(own.preset, vocab_size=vocab_size, features=(), **own.sizes)
+    return config_for_trunk(_read_shape(_trunk(config)), own.preset, own.sizes | {"features": ()})
 
 
 def _trunk(config: BackboneConfig) -> BackboneConfig:

@@ -6,6 +6,7 @@ from quietreasoning.methods.cot import ChainOfThought
 from quietreasoning.methods.pause import Pause
 from quietreasoning.methods.plain import Plain
 from quietreasoning.methods.slots import Slots
+from quietreasoning.methods.workspace import Workspace
 
 METHODS: dict[str, type[Method]] = {
     "plain": Plain,
@@ -13,4 +14,5 @@ METHODS: dict[str, type[Method]] = {
     "pause": Pause,
     "continuous": Continuous,
     "slots": Slots,
+    "workspace": Workspace,
 }

@@ -5,6 +5,7 @@ Shapes: R rows, D slot width, G state-space experts, E adapters, K chosen adapte
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ class Router(nn.Module):
         self.heads = nn.ModuleDict({p: nn.Linear(hidden, w) for p, w in zip(PARTS, widths, strict=True) if w})
         for part in ("ssm", "pkm"):
             if part in self.heads:
-                nn.init.constant_(self.heads[part].bias, torch.logit(torch.tensor(start)).item())
+                nn.init.constant_(self.heads[part].bias, math.log(start / (1 - start)))
 
     def forward(self, pooled_RD: Tensor, parts: tuple[str, ...]) -> Plan:
         """The plan of rows whose workspace pools to `pooled_RD`; `parts` names what is asked for."""

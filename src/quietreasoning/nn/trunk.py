@@ -132,11 +132,7 @@ class Block(nn.Module):
         if own is not None and own.hidden is not None:
             hidden = hidden * own.hidden(choice).to(hidden.dtype)
         out = self.down(hidden)
-        if own is None:
-            return out
-        if own.fusion is not None:
-            return out + own.fusion(hidden, own.down.each(hidden, choice))
-        return out + own.down(hidden, choice)
+        return out if own is None else out + own.down(hidden, choice, own.fusion)
 
 
 class SlotReader(nn.Module):

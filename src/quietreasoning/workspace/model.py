@@ -299,7 +299,7 @@ class WorkspaceModel(WorkspacePreTrained):
         advance, read_RN = None, None
         if self.config.has("workspace"):
             read_RN = state.open_RN
-            state, advance = self.advance(state, column.fresh_R)
+            state, advance = self.advance(state, column.fresh_R, every=trace is not None)
         x = flat_ND[column.index_RN]
         mask = attention_mask(state.valid_RS, column)
         rope = self.rope(column.position_RN, x)
@@ -326,17 +326,17 @@ class WorkspaceModel(WorkspacePreTrained):
         )
         return [*(seen[:-1] if every else ()), self.norm(seen[-1])], state
 
-    def advance(self, state: State, fresh_R: Tensor) -> tuple[State, Advance | None]:
+    def advance(self, state: State, fresh_R: Tensor, *, every: bool) -> tuple[State, Advance | None]:
         """Where a chunk begins: the slots take in the one before, and a new plan is made."""
         if not bool(fresh_R.any()):
             return state, None
         if bool(fresh_R.all()):
-            done = self.workspace(state.slots_RKD, state.open_RND, state.open_RN)
+            done = self.workspace(state.slots_RKD, state.open_RND, state.open_RN, every)
             new = (done.slots_RKD, self.plan(done.slots_RKD), self.readable(done.slots_RKD))
             open_RND, open_RN = state.open_RND[:, :0], state.open_RN[:, :0]
         else:
             rows = fresh_R.nonzero()[:, 0]
-            done = self.workspace(state.slots_RKD[rows], state.open_RND[rows], state.open_RN[rows])
+            done = self.workspace(state.slots_RKD[rows], state.open_RND[rows], state.open_RN[rows], every)
             part = (done.slots_RKD, self.plan(done.slots_RKD), self.readable(done.slots_RKD))
             new = put_rows((state.slots_RKD, state.plan, state.readable), part, rows)
             open_RN = state.open_RN & ~fresh_R[:, None]

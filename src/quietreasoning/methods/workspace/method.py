@@ -1,0 +1,363 @@
+"""The workspace method: prompt, slots, answer. `forward` is the training step of every stage.
+
+Shapes: B rows, P prompt tokens, T positions, D width, K slots, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from quietreasoning.backbone import Backbone, States, last_hidden, load_backbone, role_of
+from quietreasoning.config import UserError
+from quietreasoning.contract import IGNORE, Batch, Markers, Method, Response, Role, StepOutput, Term
+from quietreasoning.losses import latent
+from quietreasoning.losses.halting import rate_for_mean
+from quietreasoning.losses.language import chunked_next_token, unlikelihood
+from quietreasoning.methods.sequence import (
+    greedy,
+    prefix_ids,
+    refuse_control,
+    respond,
+    row_seeds,
+    visible_part,
+)
+from quietreasoning.methods.workspace import distill
+from quietreasoning.methods.workspace.settings import Workspace as Settings
+from quietreasoning.methods.workspace.terms import figures, retrieval_term, router_terms, slot_terms
+from quietreasoning.nn.corrupt import corrupt
+from quietreasoning.workspace import WorkspaceModel
+
+
+class Sequence(NamedTuple):
+    """What the model reads, and what it is to say at each place."""
+
+    ids_BT: Tensor
+    role_BT: Tensor
+    starts_BT: Tensor | None  # where the answer opens a chunk; None where there is no answer
+    labels_BT: Tensor  # the next token, IGNORE where it is not learned
+
+
+class AtAnswer(NamedTuple):
+    """The workspace that the answer reads."""
+
+    slots_BKD: Tensor
+    inner_BTD: Tensor | None  # mean slot after each inner step; None without gradients
+    logits: dict[str, Tensor]  # of the router, by part [B, outputs]
+
+
+class Workspace(Method):
+    """A Quiet Reasoning language model, with the modules a stage switches on.
+
+    The prompt is read chunk by chunk; where it ends the workspace takes in the last chunk, and the answer is
+    written with the slots to read. No thought is ever a token.
+    """
+
+    Config = Settings
+    reads_text = True
+    config: Settings
+
+    def __init__(self, backbone: Backbone, config: Settings, markers: Markers):
+        super().__init__(backbone, config, markers)
+        if not backbone.is_workspace:
+            raise UserError(
+                "method workspace needs a workspace model: set backbone.workspace.preset=tiny, or backbone.path to "
+                "a folder that holds one"
+            )
+        w, shape = config.weights, self.body.config
+        self.body.set_features(config.features)
+        if backbone.tune == "frozen":
+            backbone.requires_grad_(False)
+        if config.int8 and not self.body.table.is_int8:
+            self.body.table.quantize_()
+            shape.pkm_int8 = True
+        if config.temperature is not None:
+            self.body.temperature.fill_(config.temperature[0])
+        if w.rationale and not markers.rationale:
+            raise UserError(
+                "weights.rationale has nothing to punish: no word of data.format.rationale is one token of this "
+                "tokenizer; name words that are, or set weights.rationale=0"
+            )
+        if (w.step or w.teacher) and config.step_width > shape.slots:
+            raise UserError(f"step_width={config.step_width} is more than the {shape.slots} slots; lower it")
+        width, slot_width = shape.hidden_size, shape.slot_width
+        self.predict = _mlp(slot_width, slot_width) if w.next_latent or w.spread else None
+        self.summary = _mlp(slot_width, width) if w.contrast else None
+        self.speaker = distill.Speaker(slot_width, width) if w.step else None
+        self.teacher = None
+        if w.teacher:
+            teacher = load_backbone(config.teacher.model_copy(update={"tune": "frozen"}), backbone.vocab_size)
+            self.teacher = distill.Teacher(teacher, slot_width)
+        self.register_buffer("sown", torch.zeros((), dtype=torch.long))  # re-seedings done in this stage
+
+    @property
+    def body(self) -> WorkspaceModel:
+        return self.backbone.model.model
+
+    @property
+    def controls(self) -> tuple[str, ...]:  # type: ignore[override]
+        return Method.controls if "workspace" in self.config.features else ()
+
+    @property
+    def borrowed(self) -> tuple[str, ...]:
+        taught = () if self.teacher is None else self.teacher.backbone.state_dict()
+        return (*super().borrowed, *(f"teacher.backbone.{key}" for key in taught))
+
+    def pace(self, progress: float) -> None:
+        """Anneal the memory's temperature geometrically; sow dead half keys anew at even distances."""
+        if self.config.temperature is not None:
+            first, last = self.config.temperature
+            self.body.temperature.fill_(first * (last / first) ** progress)
+        if self.config.reseed:
+            due = math.floor(progress * (self.config.reseed + 1)) if progress else 0
+            if due > int(self.sown):
+                self.body.table.reseed(due)
+            self.sown.fill_(due)
+
+    # training
+
+    def layout(self, batch: Batch) -> Sequence:
+        """Prompt, answer prefix, answer; a text without answer is read whole."""
+        everything = self.config.learn == "all"
+        prompt_BT, role_BT = batch.prompt_BP, role_of(batch.prompt_BP, Role.PROMPT)
+        if not (batch.answer_BA != IGNORE).any():
+            if not everything:
+                raise UserError("method.learn=answer, but these rows have no answer; set method.learn=all")
+            return Sequence(prompt_BT, role_BT, None, _next(prompt_BT))
+        visible = visible_part(batch, self.markers, None)
+        ids_BT = torch.cat([prompt_BT, visible.ids_BT], 1)
+        starts_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+        starts_BT[:, prompt_BT.shape[1]] = True
+        known_BP = prompt_BT if everything else torch.full_like(prompt_BT, IGNORE)
+        labels_BT = _next(torch.cat([known_BP, visible.labels_BT], 1))
+        return Sequence(ids_BT, torch.cat([role_BT, visible.role_BT], 1), starts_BT, labels_BT)
+
+    def units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
+        config, w = self.config, self.config.weights
+        counts = {"sequence": len(batch)}
+        answers = int((batch.answer_BA != IGNORE).sum())
+        if w.lm:
+            counts["token"] = int((self.layout(batch).labels_BT != IGNORE).sum())
+        if "workspace" in config.features:
+            chunk = self.body.config.chunk_size
+            updates_B = _chunks((batch.prompt_BP != IGNORE).sum(1), chunk) - 1
+            if answers:
+                written_B = (batch.answer_BA != IGNORE).sum(1) + len(self.markers.answer_prefix)
+                updates_B = updates_B + _chunks(written_B, chunk)
+            counts |= {"chunk": int(updates_B.sum()), "pair": int((updates_B - 1).clamp(min=0).sum())}
+        if w.rationale:
+            counts["answer"] = answers
+        if w.step:
+            counts["slot"] = distill.count_targets(self._step_targets(batch))
+        if w.teacher:
+            counts["taught"] = distill.count_taught(batch, self.body.config.slots)
+        if w.retrieval:
+            counts["question"] = int((batch.rare_B != IGNORE).sum())
+        return counts
+
+    def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
+        config, w = self.config, self.config.weights
+        seq = self.layout(batch)
+        states = self.backbone(seq.ids_BT, seq.role_BT, starts_BT=seq.starts_BT, trace=True)
+        trace, head_VD = states.trace, self.backbone.model.lm_head.weight
+        terms: dict[str, Term] = {}
+        metrics: dict[str, tuple[Tensor, Tensor]] = {}
+        if w.lm:
+            z_weight = config.z_loss if self.training else 0.0  # evaluation reads the term as a plain log-likelihood
+            scored = chunked_next_token(states.hidden_BTD, head_VD, seq.labels_BT, z_weight=z_weight)
+            terms["lm"] = Term(scored.total, "token", w.lm)
+            metrics["token_accuracy"] = (scored.hits.float(), scored.count)
+            metrics["nll"] = (scored.nll, scored.count)
+        if w.rationale:
+            said_BT = seq.labels_BT.masked_fill(seq.role_BT == Role.PROMPT, IGNORE)
+            total, _ = unlikelihood(states.hidden_BTD, head_VD, self.markers.rationale, said_BT)
+            terms["rationale"] = Term(total, "answer", w.rationale)
+        if "workspace" in config.features:
+            shape = self.body.config
+            rate = rate_for_mean(shape.mean_steps, shape.inner_steps)
+            terms |= slot_terms(config, trace, self.predict, rate)
+            terms |= router_terms(config, trace)
+            if w.contrast:
+                terms["contrast"], metrics["contrast_accuracy"] = self._contrast(batch, states, seq)
+            terms |= self._answer_terms(batch, states, seq, head_VD, metrics)
+        metrics |= figures(trace, self.body.config.pkm_slots)
+        if "pkm" in config.features:
+            metrics["temperature"] = (self.body.temperature.detach().clone(), torch.ones(()))
+        return StepOutput(terms, metrics)
+
+    def _answer_terms(
+        self, batch: Batch, states: States, seq: Sequence, head_VD: Tensor, metrics: dict
+    ) -> dict[str, Term]:
+        """What is asked of the slots that the answer reads."""
+        w, terms = self.config.weights, {}
+        if not (w.step or w.teacher or w.retrieval):
+            return terms
+        if seq.starts_BT is None:
+            raise UserError("weights.step, teacher and retrieval need answers; this task is text without any")
+        at = self._at_answer(states, batch.prompt_BP.shape[1], seq.ids_BT.shape[1])
+        slots_BKD, logits = at.slots_BKD, at.logits
+        if w.step:
+            inner = self.config.supervise == "inner"
+            terms["step"], metrics["step_accuracy"] = distill.step_term(
+                self.speaker, head_VD, at.inner_BTD if inner else slots_BKD, self._step_targets(batch), w.step
+            )
+        if w.teacher:
+            terms["teacher"] = self.teacher.term(batch, slots_BKD, w.teacher)
+        if w.retrieval:
+            terms["retrieval"] = retrieval_term(self.config, logits, batch.rare_B)
+        return terms
+
+    def _at_answer(self, states: States, first: int, width: int) -> AtAnswer:
+        """The workspace of the chunk that begins at column `first` of the input."""
+        trace, rows, slots, inner, logits = states.trace, [], [], [], {}
+        for number, column in enumerate(trace.columns):
+            begins_R = column.valid_RN[:, 0] & (column.index_RN[:, 0] % width == first)
+            rows.append(trace.row_R[: len(begins_R)][begins_R])
+            slots.append(trace.slots[number][begins_R])
+            if trace.advances[number] is not None and trace.advances[number].states_RTKD is not None:
+                inner.append(trace.advances[number].states_RTKD.mean(2)[begins_R])
+            for part, value in trace.plans[number].logits.items():
+                logits.setdefault(part, []).append(value[begins_R])
+        order_B = torch.cat(rows).argsort()
+        inner_BTD = torch.cat(inner)[order_B] if inner else None
+        return AtAnswer(
+            torch.cat(slots)[order_B], inner_BTD, {p: torch.cat(values)[order_B] for p, values in logits.items()}
+        )
+
+    def _contrast(self, batch: Batch, states: States, seq: Sequence) -> tuple[Term, tuple[Tensor, Tensor]]:
+        """The workspace knows the answer better than drawn tokens, or its next chunk better than its others."""
+        tau, weight = self.config.tau, self.config.weights.contrast
+        if seq.starts_BT is not None:
+            at = self._at_answer(states, batch.prompt_BP.shape[1], seq.ids_BT.shape[1])
+            real_BA = (batch.answer_BA != IGNORE) & (batch.answer_BA != self.markers.eos)
+            embed_BAD = self.backbone.embed(batch.answer_BA).detach() * real_BA[..., None]
+            key_BD = embed_BAD.sum(1) / real_BA.sum(1, keepdim=True).clamp(min=1)
+            drawn_BM = self._drawn(batch)
+            other_BM = (drawn_BM[:, :, None] != batch.answer_BA[:, None]).all(-1)
+            negative_BMD = self.backbone.embed(drawn_BM).detach()
+            total, hits, count = latent.info_nce(
+                self.summary(at.slots_BKD.mean(1)), key_BD, negative_BMD, real_BA.any(1), tau, other_BM
+            )
+            return Term(total, "sequence", weight), (hits.float(), count)
+        trace, embed_BTD = states.trace, self.backbone.embed(seq.ids_BT).detach().flatten(0, 1)
+        rows, chunks = len(trace.row_R), len(trace.columns)
+        keys = embed_BTD.new_zeros(chunks, rows, embed_BTD.shape[-1])
+        there = torch.zeros(chunks, rows, dtype=torch.bool, device=keys.device)
+        for c, column in enumerate(trace.columns):
+            held, valid = len(column.fresh_R), column.valid_RN[..., None]
+            keys[c, :held] = (embed_BTD[column.index_RN] * valid).sum(1) / valid.sum(1).clamp(min=1)
+            there[c, :held] = True
+        totals, hits, counts = [keys.sum() * 0], [], []
+        for c in range(1, chunks):
+            held = len(trace.columns[c].fresh_R)
+            others = torch.arange(chunks, device=keys.device) != c
+            total, hit, count = latent.info_nce(
+                self.summary(trace.slots[c].mean(1)),
+                keys[c, :held],
+                keys[others, :held].transpose(0, 1),
+                there[c, :held],
+                tau,
+                there[others, :held].T,
+            )
+            totals.append(total)
+            hits.append(hit)
+            counts.append(count)
+        none = torch.zeros((), device=keys.device)
+        return Term(sum(totals), "chunk", weight), (sum(hits, none), sum(counts, none))
+
+    def _drawn(self, batch: Batch) -> Tensor:
+        """Wrong answers [B, M]: tokens drawn by each row's own key, so that they do not depend on the batch."""
+        drawn = [
+            torch.randint(self.backbone.vocab_size, (self.config.negatives,), generator=_generator(key))
+            for key in batch.keys_B.tolist()
+        ]
+        return torch.stack(drawn).to(batch.prompt_BP.device)
+
+    def _step_targets(self, batch: Batch) -> Tensor:
+        shape = self.body.config
+        places = shape.slots if self.config.supervise == "slot" else shape.inner_steps
+        return distill.targets(batch, self.config.target, places, self.config.step_width)
+
+    # answering
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt_BP: Tensor,
+        *,
+        max_new_tokens: int,
+        control: str | None = None,
+        effort: int | None = None,
+    ) -> Response:
+        """Greedy answers. control: corrupts the slots that the answer reads. effort: inner steps of the
+        workspace at the prompt's end, in place of the learned number."""
+        refuse_control("workspace", control, self.controls)
+        on = "workspace" in self.config.features
+        if effort is not None and (effort < 1 or not on):
+            raise ValueError(f"effort={effort}: inner steps of a workspace that is on, 1 or more")
+        started = time.perf_counter()
+        prompt = self.backbone(prompt_BP, role_of(prompt_BP, Role.PROMPT), keep=True)
+        prefix_BM = prefix_ids(self.markers, len(prompt_BP), prompt_BP.device)
+        starts_BM = torch.zeros_like(prefix_BM, dtype=torch.bool)
+        starts_BM[:, 0] = True
+        with self._answering(control, effort, row_seeds(prompt_BP)) as executed:
+            states = self.backbone(
+                prefix_BM, role_of(prefix_BM, Role.MARKER), prompt.past, starts_BT=starts_BM
+            )
+        rows = greedy(
+            self.backbone,
+            states.past,
+            last_hidden(states),
+            max_new_tokens=max_new_tokens,
+            eos=self.markers.eos,
+        )
+        answer = respond(rows, self.markers, given=True, passes=int(on), latent_steps=0, started=started)
+        slots = self.body.config.slots
+        steps = [slots * n for n in executed] if on else [0] * len(rows)
+        return replace(answer, latent_steps=steps)
+
+    @contextmanager
+    def _answering(self, control: str | None, effort: int | None, seeds: list[int]) -> Iterator[list[int]]:
+        """The update at the prompt's end: with `effort` steps, its slots corrupted; its executed steps."""
+        workspace, executed = self.body.workspace, []
+        kept = workspace.steps, workspace.threshold
+
+        def watch(module: nn.Module, inputs: Any, done: Any) -> Any:
+            executed.extend(done.executed_R.tolist())
+            if control is None:
+                return done
+            filler_D = module.start(1)[0].mean(0)
+            return done._replace(slots_RKD=corrupt(done.slots_RKD, control, filler_D, seeds))
+
+        hook = workspace.register_forward_hook(watch)
+        if effort is not None:
+            workspace.steps, workspace.threshold = effort, 2.0  # never halts before
+        try:
+            yield executed
+        finally:
+            hook.remove()
+            workspace.steps, workspace.threshold = kept
+
+
+def _next(ids_BT: Tensor) -> Tensor:
+    """Each place's next token; the last has none."""
+    return torch.cat([ids_BT[:, 1:], torch.full_like(ids_BT[:, :1], IGNORE)], 1)
+
+
+def _chunks(tokens_B: Tensor, chunk: int) -> Tensor:
+    return (tokens_B + chunk - 1) // chunk
+
+
+def _generator(key: int) -> torch.Generator:
+    return torch.Generator().manual_seed(key)
+
+
+def _mlp(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, inputs), nn.GELU(), nn.Linear(inputs, outputs))

@@ -236,7 +236,7 @@ class WorkspaceModel(WorkspacePreTrained):
         outs = []
         for number, column in enumerate(layout.columns):
             state = state.first(len(column.fresh_R))
-            if self.training and self.config.bptt_chunks and number % self.config.bptt_chunks == 0:
+            if self.training and number and self.config.bptt_chunks and number % self.config.bptt_chunks == 0:
                 state = replace(state, slots_RKD=None if state.slots_RKD is None else state.slots_RKD.detach())
             hidden, state = self.column(state, column, flat_ND, record, every=output_hidden_states)
             outs.append(hidden)

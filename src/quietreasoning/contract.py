@@ -103,6 +103,7 @@ class Method(nn.Module, ABC):
     Config: ClassVar[type[MethodConfig]]
     controls: ClassVar[tuple[str, ...]] = CONTROLS  # which corruptions of its thoughts apply
     reads_text: ClassVar[bool] = False  # trains on running text too: batches whose rows are prompts alone
+    slack: ClassVar[tuple[str, ...]] = ()  # terms that are zero, without gradient, while a limit is kept
 
     def __init__(self, backbone: nn.Module, config: MethodConfig, markers: Markers):
         super().__init__()
@@ -114,6 +115,11 @@ class Method(nn.Module, ABC):
     def borrowed(self) -> tuple[str, ...]:
         """State-dict keys recorded by name and revision, never saved in a checkpoint."""
         return tuple(f"backbone.{key}" for key in self.backbone.borrowed)
+
+    @property
+    def learns_prompt(self) -> bool:
+        """Whether tokens of the prompt are labels too, on purpose."""
+        return False
 
     @abstractmethod
     def units(self, batch: Batch, carry: Any = None) -> dict[str, int]:

@@ -155,10 +155,12 @@ def touched(reading: Reading, name: str) -> list[tuple[Tensor, Pass]]:
 
 
 def positions(exam: Exam, reading: Reading, name: str, grad: Gradient) -> None:
-    """`prompt-touched` and `pad-touched`: which final states a term reads. The last prompt state is free."""
+    """`prompt-touched` and `pad-touched`: which final states a term reads. The last prompt state is free, and
+    all of them are where the method learns prompts."""
     for touched_BT, call in grad.touched:
         index = next(i for i, other in enumerate(reading.passes) if other is call)
         inside_BT = (call.role_BT == Role.PROMPT) & (_next_role(call.role_BT) == Role.PROMPT)
+        inside_BT = inside_BT & (not exam.method.learns_prompt)
         for check, wrong_BT, what, cure in (
             ("prompt-touched", touched_BT & inside_BT, "predict prompt tokens", "Mask the prompt's labels."),
             (
@@ -214,9 +216,13 @@ def optimizer_step(exam: Exam, optim: OptimConfig) -> None:
 
 
 def reach(exam: Exam, reading: Reading, grads: dict[str, Gradient]) -> None:
-    """`no-gradient` and `unreached-parameter`; a zero counts only if it stays zero on jittered weights."""
+    """`no-gradient` and `unreached-parameter`; a zero counts only if it stays zero on jittered weights, and a
+    term that the method calls slack may be all zero."""
     method, terms = exam.method, reading.output.terms
     silent = [n for n, t in terms.items() if t.weight and grads[n].norm == 0 and not exam.blamed(n)]
+    slack = {n for n in silent if n in method.slack and grads[n].connected and not terms[n].total.any()}
+    silent = [name for name in silent if name not in slack]
+    exam.notes += [f"term {name} is slack on these rows: nothing breaks its limit" for name in sorted(slack)]
     zero = _unreached(method, reading)
     if silent or zero:
         with probes.restored(method):

@@ -62,6 +62,7 @@ class Workspace(Method):
 
     Config = Settings
     reads_text = True
+    slack = ("spread", "entropy", "budget")
     config: Settings
 
     def __init__(self, backbone: Backbone, config: Settings, markers: Markers):
@@ -106,6 +107,10 @@ class Workspace(Method):
         return Method.controls if "workspace" in self.config.features else ()
 
     @property
+    def learns_prompt(self) -> bool:
+        return self.config.learn == "all"
+
+    @property
     def borrowed(self) -> tuple[str, ...]:
         taught = () if self.teacher is None else self.teacher.backbone.state_dict()
         return (*super().borrowed, *(f"teacher.backbone.{key}" for key in taught))
@@ -136,7 +141,7 @@ class Workspace(Method):
         starts_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
         starts_BT[:, prompt_BT.shape[1]] = True
         known_BP = prompt_BT if everything else torch.full_like(prompt_BT, IGNORE)
-        labels_BT = _next(torch.cat([known_BP, visible.labels_BT], 1))
+        labels_BT = _next(ids_BT, torch.cat([known_BP, visible.labels_BT], 1))
         return Sequence(ids_BT, torch.cat([role_BT, visible.role_BT], 1), starts_BT, labels_BT)
 
     def units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
@@ -346,9 +351,11 @@ class Workspace(Method):
             workspace.steps, workspace.threshold = kept
 
 
-def _next(ids_BT: Tensor) -> Tensor:
-    """Each place's next token; the last has none."""
-    return torch.cat([ids_BT[:, 1:], torch.full_like(ids_BT[:, :1], IGNORE)], 1)
+def _next(ids_BT: Tensor, labels_BT: Tensor | None = None) -> Tensor:
+    """Each place's next label; the last has none, nor has padding before the first token."""
+    labels_BT = ids_BT if labels_BT is None else labels_BT
+    next_BT = torch.cat([labels_BT[:, 1:], torch.full_like(labels_BT[:, :1], IGNORE)], 1)
+    return next_BT.masked_fill(ids_BT == IGNORE, IGNORE)
 
 
 def _chunks(tokens_B: Tensor, chunk: int) -> Tensor:

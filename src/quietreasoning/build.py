@@ -126,8 +126,12 @@ class Builder:
                 return load_tokenizer(str(self.tokenizer_folder))
             except UserError as error:
                 raise UserError(f"{error}. The quiet train command of this run writes it anew.") from None
-        first, backbone = self.config.stages[0].data, self.config.backbone
-        return build_tokenizer(first, build_task(first), backbone.path, backbone.revision)
+        first, *later = (stage.data for stage in self.config.stages)
+        backbone, own = self.config.backbone, self.config.backbone.workspace
+        path, revision = backbone.path, backbone.revision
+        if own is not None:
+            path, revision = own.trunk, own.revision
+        return build_tokenizer(first, build_task(first), path, revision, later)
 
     def backbone(self) -> Backbone:
         """Fresh, loaded, or taken from the run that `init` names."""

@@ -7,7 +7,7 @@ an end-of-sequence token is refused: no method could learn where an answer ends.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from quietreasoning.config import UserError
-from quietreasoning.data.config import DataConfig
+from quietreasoning.data.config import DataConfig, build_task
 from quietreasoning.data.spm import from_sentencepiece
 from quietreasoning.data.tasks import Task
 
@@ -23,20 +23,41 @@ EOS, PAD, UNK = "<eos>", "<pad>", "<unk>"
 
 
 def build_tokenizer(
-    config: DataConfig, task: Task, backbone_path: str | None = None, revision: str | None = None
+    config: DataConfig,
+    task: Task,
+    backbone_path: str | None = None,
+    revision: str | None = None,
+    later: Sequence[DataConfig] = (),
 ) -> PreTrainedTokenizerFast:
     """The tokenizer a recipe asks for: a named one, one trained on the task, or the backbone's own.
 
-    A backbone from scratch has none of its own: then bpe is trained on the task.
+    A backbone from scratch has none of its own: then bpe is trained on the task. later: data of the stages
+    that follow, which a trained tokenizer must be able to write as well.
     """
     wanted = config.tokenizer
     if wanted.path:
         return load_tokenizer(wanted.path, wanted.revision)
     if backbone_path and not wanted.train:
         return load_tokenizer(backbone_path, revision)
+    written = all_texts(config, task, later)
     if wanted.train == "words":
-        return train_words(texts(config, task))
-    return train_bpe(texts(config, task), wanted.vocab)
+        return train_words(written)
+    return train_bpe(written, wanted.vocab)
+
+
+def all_texts(config: DataConfig, task: Task, later: Sequence[DataConfig]) -> Iterator[str]:
+    """The texts of every stage, each source once; `tokenizer.examples` of each."""
+    yield from texts(config, task)
+    seen = [_source(config)]
+    for data in later:
+        if _source(data) not in seen:
+            seen.append(_source(data))
+            yield from texts(data.model_copy(update={"tokenizer": config.tokenizer}), build_task(data))
+
+
+def _source(config: DataConfig) -> tuple:
+    """What the texts of a stage depend on."""
+    return config.task, config.path, config.seed, config.train, config.options, config.format
 
 
 def texts(config: DataConfig, task: Task) -> Iterator[str]:

@@ -118,7 +118,8 @@ def diagnose(builder: Builder, stop: StopFlag | None = None) -> list[Diagnosis]:
         method = builder.method(stage, method)
         check = stop.check if stop is not None else lambda: None
         batch = builder.batches(stage, method.backbone.context, [], check).batch_at(0)
-        found.append(examine(method, batch, label=stage.name, optim=stage.optim, enable=stage.train.enable))
+        optim = stage.optim if stage.train.steps != 0 else None  # rates of what was frozen name nothing
+        found.append(examine(method, batch, label=stage.name, optim=optim, enable=stage.train.enable))
         check()
     return found
 

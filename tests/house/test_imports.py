@@ -100,7 +100,7 @@ def test_the_loop_knows_no_method(module):
 @pytest.mark.parametrize(
     ("library", "rooms"),
     [
-        ("transformers", {"backbone", "data"}),
+        ("transformers", {"workspace", "backbone", "data"}),
         ("peft", {"backbone"}),
         ("wandb", {"track"}),
         ("tensorboard", {"track"}),

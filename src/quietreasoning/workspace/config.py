@@ -139,7 +139,7 @@ class WorkspaceConfig(PreTrainedConfig):
     pkm_temperature: float = 0.7  # when serving; training anneals towards it
     pkm_int8: bool = False  # values as bytes with one scale a row; no longer trainable
 
-    adapters: int = 8
+    adapters: int = 8  # 0: there is no bank, as after merging
     adapters_active: int = 2
     adapter_rank: int = 16
     adapter_alpha: float = 32.0
@@ -219,7 +219,9 @@ class WorkspaceConfig(PreTrainedConfig):
             raise UserError(f"pkm_key_dim={self.pkm_key_dim} must be even: a key has two halves")
         if self.pkm_topk > root:
             raise UserError(f"pkm_topk={self.pkm_topk} is more than the {root} half keys; lower it")
-        if self.adapters_active > self.adapters:
+        if self.adapters < 0 or (self.adapters == 0 and self.has("adapters")):
+            raise UserError(f"adapters={self.adapters}: the feature adapters needs a bank of 1 or more")
+        if self.adapters_active > self.adapters > 0:
             raise UserError(f"adapters_active={self.adapters_active} is more than adapters={self.adapters}")
         if not 1 <= self.mean_steps <= self.inner_steps:
             raise UserError(f"mean_steps={self.mean_steps} must lie between 1 and inner_steps={self.inner_steps}")
@@ -232,7 +234,7 @@ _POSITIVE = (
     *("max_position_embeddings", "chunk_size", "slots", "slot_width", "slot_heads", "inner_steps"),
     *("router_width", "ssm_inner", "ssm_state", "ssm_head_dim", "ssm_conv", "ssm_chunk"),
     *("pkm_slots", "pkm_value_dim", "pkm_heads", "pkm_key_dim", "pkm_topk"),
-    *("adapters", "adapters_active", "adapter_rank"),
+    *("adapters_active", "adapter_rank"),
 )
 
 

@@ -94,7 +94,7 @@ class WorkspaceModel(WorkspacePreTrained):
             for number in range(1, c.num_hidden_layers + 1)
         )
         self.norm = nn.RMSNorm(d, eps=c.rms_norm_eps)
-        for block in self.blocks:
+        for block in self.blocks if c.adapters else ():
             block.add_adapters(c.adapters, c.adapter_rank, c.adapter_alpha, ia3=c.ia3, fusion=c.adapter_fusion)
         self.workspace = SlotUpdate(
             c.slots,
@@ -153,6 +153,7 @@ class WorkspaceModel(WorkspacePreTrained):
             if name not in FEATURES:
                 raise UserError(f"features: no module {name!r}. Choices: {', '.join(FEATURES)}")
         self.config.features = tuple(features)
+        self.config.check()
         owned = {id(p) for feature in FEATURES for p in self.parameters_of(feature)}
         on = {id(p) for feature in features for p in self.parameters_of(feature)}
         for p in self.parameters():
@@ -166,7 +167,7 @@ class WorkspaceModel(WorkspacePreTrained):
         modules: dict[str, list[nn.Module | None]] = {
             "workspace": [self.workspace, self.readers],
             "pkm": [self.table, self.memory, *([router["pkm"], router["temperature"]] if routed else [])],
-            "adapters": [*(b.adapters for b in self.blocks), *([router["adapters"]] if routed else [])],
+            "adapters": [*(b.adapters for b in self.blocks), *([router["adapters"]] if routed and "adapters" in router else [])],
             "ssm": [self.experts, *([router["ssm"]] if routed and "ssm" in router else [])],
             "retrieval": [router["episodic"]] if routed else [],
             "knn": [router["knn"]] if routed else [],

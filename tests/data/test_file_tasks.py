@@ -170,6 +170,18 @@ def test_fields_are_mapped(tmp_path):
     assert load("jsonl", path, scoring="numeric").scorer == "numeric"
 
 
+def test_popularity_says_what_is_rare(tmp_path):
+    rows = [{"prompt": f"q{i}", "answer": "a", "s_pop": pop} for i, pop in enumerate((3, 999.5, 1000, "4e4"))]
+    options = {"fields": {"popularity": "s_pop"}, "rare_below": 1000, "valid_path": str(tmp_path / "v")}
+    write(tmp_path / "v", rows[:1])
+    task = load("jsonl", write(tmp_path / "pop.jsonl", rows), **options, test_path=str(tmp_path / "v"))
+    assert [e.meta["rare"] for e in task.split("train")] == [1, 1, 0, 0]
+    with pytest.raises(ValueError, match="belong together"):
+        load("jsonl", tmp_path / "pop.jsonl", rare_below=10)
+    with pytest.raises(UserError, match="field 's_pop' is no number: 'many'"):
+        load("jsonl", write(tmp_path / "x.jsonl", [rows[0] | {"s_pop": "many"}]), **options).split("train")
+
+
 # Public formats
 
 

@@ -89,6 +89,19 @@ def test_which_tokenizer_a_recipe_gets(tmp_path):
         TokenizerConfig(path="x", train="bpe")
 
 
+def test_a_trained_tokenizer_knows_the_text_of_every_stage():
+    first = DataConfig(train=50, tokenizer={"train": "words"})
+    facts = DataConfig(task="encyclopaedia", options={"facts": 40, "mentions": 80})
+    alone = build_tokenizer(first, build_task(first))
+    both = build_tokenizer(first, build_task(first), later=[first, facts, facts])
+    words = {word for e in build_task(facts).split("valid") for word in f"{e.prompt} {e.answer}".split()}
+    assert set(alone.get_vocab()) | words <= set(both.get_vocab()) and not words <= set(alone.get_vocab())
+    again = build_tokenizer(
+        first, build_task(first), later=[first.model_copy(update={"max_prompt_tokens": 9})]
+    )
+    assert again.get_vocab() == alone.get_vocab()
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import model_validator
+
 from quietreasoning.config import Settings, UserError
 from quietreasoning.data.example import Example
 from quietreasoning.data.records import Fault, text
@@ -26,6 +28,8 @@ class Fields(Settings):
     """Field with the result of each step, a list; none takes what follows `=` inside `<<...>>`."""
     id: str | None = None
     """Field with a unique id; none uses the line number."""
+    popularity: str | None = None
+    """Field that counts how well known the subject is, such as PopQA's `s_pop`; needs `rare_below`."""
 
 
 class JsonlConfig(FileConfig):
@@ -33,10 +37,18 @@ class JsonlConfig(FileConfig):
     """Names of the fields in each line."""
     scoring: Literal["exact", "numeric"] = "exact"
     """How answers are compared."""
+    rare_below: float | None = None
+    """A record of less popularity is long tail: Batch.rare_B is 1, else 0."""
     valid_path: str | None = None
     """File of the validation split; none carves it from the training file."""
     test_path: str | None = None
     """File of the test split; none carves it from the training file."""
+
+    @model_validator(mode="after")
+    def _popularity_has_a_limit(self) -> JsonlConfig:
+        if (self.fields.popularity is None) != (self.rare_below is None):
+            raise ValueError("fields.popularity and rare_below belong together; give both or neither")
+        return self
 
 
 class Jsonl(FileTask):
@@ -71,7 +83,16 @@ class Jsonl(FileTask):
             steps=steps,
             results=results,
             answer=text(record, fields.answer).strip(),
+            meta=self._known(record) if fields.popularity else {},
         )
+
+    def _known(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        written = text(record, self.config.fields.popularity)
+        try:
+            popularity = float(written)
+        except ValueError:
+            raise Fault(f"field '{self.config.fields.popularity}' is no number: {written!r:.40}") from None
+        return {"popularity": popularity, "rare": int(popularity < self.config.rare_below)}
 
 
 def as_steps(record: Mapping[str, Any], key: str) -> tuple[str, ...]:

@@ -98,7 +98,9 @@ class BackboneConfig(Settings):
     def _no_setting_without_effect(self) -> BackboneConfig:
         if self.workspace is not None:
             if self.path is not None or self.scratch != ScratchConfig():
-                raise ValueError("workspace excludes path and scratch; a folder that holds one is named by path")
+                raise ValueError(
+                    "workspace excludes path and scratch; a folder that holds one is named by path"
+                )
             if self.tune == "lora":
                 raise ValueError("tune=lora: a workspace model has its own adapters; use method.features")
         if self.path is None and self.revision is not None:

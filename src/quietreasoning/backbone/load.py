@@ -77,7 +77,9 @@ def _workspace_shape(config: BackboneConfig, vocab_size: int) -> WorkspaceConfig
 def _trunk(config: BackboneConfig) -> BackboneConfig:
     """The trunk as a backbone of its own."""
     own = config.workspace
-    return BackboneConfig(path=own.trunk, revision=own.revision, dtype=config.dtype, attention=config.attention)
+    return BackboneConfig(
+        path=own.trunk, revision=own.revision, dtype=config.dtype, attention=config.attention
+    )
 
 
 def _workspace(config: BackboneConfig, vocab_size: int) -> WorkspaceForCausalLM:
@@ -87,8 +89,9 @@ def _workspace(config: BackboneConfig, vocab_size: int) -> WorkspaceForCausalLM:
         trunk = _load_pretrained(_trunk(config), torch.float32)
         if trunk.get_input_embeddings().num_embeddings < vocab_size:
             raise UserError(
-                f"backbone.workspace.trunk={config.workspace.trunk}: the tokenizer has {vocab_size} tokens, the "
-                f"embedding only {trunk.get_input_embeddings().num_embeddings}. Give the tokenizer of this model."
+                f"backbone.workspace.trunk={config.workspace.trunk}: the tokenizer has {vocab_size} "
+                f"tokens, the embedding only {trunk.get_input_embeddings().num_embeddings}. Give the tokenizer "
+                "of this model."
             )
         take_trunk(model, trunk)
     return model

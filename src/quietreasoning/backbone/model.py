@@ -133,7 +133,9 @@ class Backbone(nn.Module):
             tap.append(Call(role_BT, ids_BT, hidden_BTD))
         if past is not None:
             past = Past(past.cache, valid_BS, past.length_B + valid_BT.sum(1))
-        return States(hidden_BTD, past, torch.stack(output.hidden_states[1:]) if layers else None, output.get("trace"))
+        return States(
+            hidden_BTD, past, torch.stack(output.hidden_states[1:]) if layers else None, output.get("trace")
+        )
 
     @contextmanager
     def tap(self) -> Iterator[list[Call]]:

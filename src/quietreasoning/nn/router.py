@@ -26,7 +26,7 @@ class Plan(NamedTuple):
     choice: Choice | None = None  # adapters and their weights
     episodic_R: Tensor | None = None  # how many episodes may be fetched
     knn_R: Tensor | None = None  # bias of the neighbour mixture's weight, 0 to its maximum
-    logits: dict[str, Tensor] = {}  # noqa: RUF012  what the losses read; [R, outputs] by part
+    logits: dict[str, Tensor] = {}
 
 
 class Router(nn.Module):
@@ -73,7 +73,9 @@ class Router(nn.Module):
         if "adapters" in logits:
             values["choice"] = choose(logits["adapters"].softmax(-1), self.active)
         if "episodic" in logits:
-            grid = torch.tensor(self.episodic, device=inner.device)  # no buffer: weights may come from the meta device
+            grid = torch.tensor(
+                self.episodic, device=inner.device
+            )  # no buffer: weights may come from the meta device
             values["episodic_R"] = grid[logits["episodic"].argmax(-1)]
         if "knn" in logits:
             values["knn_R"] = self.knn_max * torch.sigmoid(logits["knn"][:, 0])
@@ -93,7 +95,7 @@ def choose(share_RE: Tensor, active: int) -> Choice:
 
 
 def neutral(rows: int, parts: tuple[str, ...], router: Router, device: torch.device) -> Plan:
-    """Without a workspace nothing is known about a chunk: everything asked for is used, alike for all rows."""
+    """Without a workspace nothing is known about a chunk: all that is asked for is used, alike for all rows."""
     ones = torch.ones(rows, device=device)
     heads = router.heads
     return Plan(

@@ -71,8 +71,9 @@ class SlotUpdate(nn.Module):
     every token divides its attention among the slots (softmax over slots); a GRU takes in what the slot
     reads. Departures, without which slots cannot look up one token among many: a slot's weight on a token
     is its claim times exp(logit), normalised over tokens (the paper normalises the claims alone, which is
-    nearly uniform unless other slots claim all the rest), and the GRN stands before the read. The halting head follows PonderNet
-    (arXiv 2107.05407): the result is sum_t p_t W_t, cut off once the cumulative p passes `threshold`
+    nearly uniform unless other slots claim all the rest), and the GRN stands before the read.
+
+    The halting head follows PonderNet (arXiv 2107.05407): the result is sum_t p_t W_t, cut off once the cumulative p passes `threshold`
     or the slots move less than `epsilon`; the rest goes to the last executed step. While gradients are
     taken all steps are computed, the forward value is the same, and the gradient is that of the untruncated
     mixture (straight-through), so that a step that was not executed can still learn that it should be.
@@ -99,6 +100,11 @@ class SlotUpdate(nn.Module):
         self.cell = GRU(slot_width)
         self.grn = GatedResidual(slot_width, width)
         self.stop = nn.Linear(slot_width, 1)
+        for (
+            module
+        ) in self.modules():  # logits and updates of order one: lookups are found several times sooner
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
         nn.init.zeros_(self.stop.weight)
         nn.init.constant_(self.stop.bias, math.log(first_stop / (1 - first_stop)))
 

@@ -136,7 +136,7 @@ class Block(nn.Module):
 
 
 class SlotReader(nn.Module):
-    """Gated cross-attention from tokens to slots: x + tanh(alpha) * Attn(RMSNorm x, slots), alpha = 0 at first.
+    """Gated cross-attention from tokens to slots: x + tanh(alpha) Attn(RMSNorm x, slots), alpha = 0 at first.
 
     The gate of Flamingo (arXiv 2204.14198, section 2.2). Only the gate starts at zero: were the output
     projection zero as well, neither would ever learn.

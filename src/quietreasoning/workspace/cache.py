@@ -36,7 +36,9 @@ class State:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> State:
         """The same state with every tensor changed; `change` must keep the leading dimension's meaning."""
-        return State(**{f.name: pytree.tree_map_only(Tensor, change, getattr(self, f.name)) for f in fields(self)})
+        return State(
+            **{f.name: pytree.tree_map_only(Tensor, change, getattr(self, f.name)) for f in fields(self)}
+        )
 
     def first(self, rows: int) -> State:
         """The first `rows` streams."""
@@ -85,5 +87,3 @@ class WorkspaceCache(Cache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         self._change(lambda t: t.repeat_interleave(repeats, dim=0))
-
-

@@ -13,7 +13,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from quietreasoning.losses.language import chunked_next_token
 from quietreasoning.workspace.cache import WorkspaceCache
 from quietreasoning.workspace.config import WorkspaceConfig
-from quietreasoning.workspace.model import Trace, WorkspaceModel, WorkspacePreTrained
+from quietreasoning.workspace.features import WorkspacePreTrained
+from quietreasoning.workspace.model import WorkspaceModel
+from quietreasoning.workspace.trace import Trace
 
 
 @dataclass
@@ -26,7 +28,7 @@ class WorkspaceLMOutput(CausalLMOutputWithPast):
 class WorkspaceForCausalLM(WorkspacePreTrained, GenerationMixin):
     """A workspace model that writes. `generate` works as with any model; the end of a prompt ends a chunk."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012  transformers' own form
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: WorkspaceConfig):
         super().__init__(config)
@@ -101,7 +103,9 @@ class WorkspaceForCausalLM(WorkspacePreTrained, GenerationMixin):
             past_key_values = WorkspaceCache()
         inputs["past_key_values"] = past_key_values
         if is_first_iteration or past_key_values.state is None:
-            inputs |= {"inputs_embeds": inputs_embeds} if inputs_embeds is not None else {"input_ids": input_ids}
+            inputs |= (
+                {"inputs_embeds": inputs_embeds} if inputs_embeds is not None else {"input_ids": input_ids}
+            )
             past_key_values.prompt_ended = True
             new = (inputs_embeds if inputs_embeds is not None else input_ids).shape[1]
             if past_key_values.state is not None and next_sequence_length is not None:

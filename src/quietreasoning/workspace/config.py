@@ -13,61 +13,61 @@ from quietreasoning.config import UserError, suggest
 FEATURES = ("workspace", "pkm", "adapters", "ssm", "retrieval", "knn")
 
 _PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": dict(
-        vocab_size=512,
-        hidden_size=128,
-        intermediate_size=352,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=1024,
-        chunk_size=64,
-        slots=8,
-        slot_width=128,
-        slot_heads=4,
-        read_block=2,
-        router_width=32,
-        ssm_blocks=(1, 2),
-        ssm_inner=128,
-        ssm_state=16,
-        ssm_head_dim=32,
-        pkm_blocks=(3,),
-        pkm_slots=64**2,
-        pkm_value_dim=64,
-        pkm_heads=2,
-        pkm_key_dim=64,
-        pkm_topk=8,
-        adapters=4,
-        adapter_rank=4,
-        adapter_alpha=8.0,
-    ),
-    "125m": dict(
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        max_position_embeddings=2048,
-        chunk_size=256,
-        slots=32,
-        slot_width=512,
-        read_block=8,
-        ssm_blocks=(4, 8),
-        ssm_inner=768,
-        ssm_state=64,
-        pkm_blocks=(9, 11),
-        pkm_slots=512**2,
-        pkm_value_dim=128,
-    ),
-    "1b": dict(
-        hidden_size=2048,
-        intermediate_size=5632,
-        num_hidden_layers=16,
-        num_attention_heads=16,
-        read_block=11,
-        ssm_blocks=(6, 11),
-        ssm_inner=2048,
-        pkm_blocks=(12, 15),
-        pkm_slots=1024**2,
-    ),
+    "tiny": {
+        "vocab_size": 512,
+        "hidden_size": 128,
+        "intermediate_size": 352,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 1024,
+        "chunk_size": 64,
+        "slots": 8,
+        "slot_width": 128,
+        "slot_heads": 4,
+        "read_block": 2,
+        "router_width": 32,
+        "ssm_blocks": (1, 2),
+        "ssm_inner": 128,
+        "ssm_state": 16,
+        "ssm_head_dim": 32,
+        "pkm_blocks": (3,),
+        "pkm_slots": 64**2,
+        "pkm_value_dim": 64,
+        "pkm_heads": 2,
+        "pkm_key_dim": 64,
+        "pkm_topk": 8,
+        "adapters": 4,
+        "adapter_rank": 4,
+        "adapter_alpha": 8.0,
+    },
+    "125m": {
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 2048,
+        "chunk_size": 256,
+        "slots": 32,
+        "slot_width": 512,
+        "read_block": 8,
+        "ssm_blocks": (4, 8),
+        "ssm_inner": 768,
+        "ssm_state": 64,
+        "pkm_blocks": (9, 11),
+        "pkm_slots": 512**2,
+        "pkm_value_dim": 128,
+    },
+    "1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "read_block": 11,
+        "ssm_blocks": (6, 11),
+        "ssm_inner": 2048,
+        "pkm_blocks": (12, 15),
+        "pkm_slots": 1024**2,
+    },
     "3b": {},
 }
 
@@ -149,10 +149,12 @@ class WorkspaceConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        if self.num_attention_heads < 1 or (self.head_dim is None and self.hidden_size % self.num_attention_heads):
+        if self.num_attention_heads < 1 or (
+            self.head_dim is None and self.hidden_size % self.num_attention_heads
+        ):
             raise UserError(
-                f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}; "
-                f"try {divisor_near(self.hidden_size, self.num_attention_heads)}, or set head_dim"
+                f"num_attention_heads={self.num_attention_heads} does not divide "
+                f"hidden_size={self.hidden_size}; try {divisor_near(self.hidden_size, self.num_attention_heads)}, or set head_dim"
             )
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
@@ -172,7 +174,9 @@ class WorkspaceConfig(PreTrainedConfig):
         known = cls.__dataclass_fields__
         for key in changes:
             if key not in known:
-                raise UserError(f"{key}={changes[key]!r}: a workspace model has no such size. {suggest(key, known)}")
+                raise UserError(
+                    f"{key}={changes[key]!r}: a workspace model has no such size. {suggest(key, known)}"
+                )
         return cls(**{**_PRESETS[name], **changes})
 
     def extended(self, context: int) -> WorkspaceConfig:
@@ -201,7 +205,9 @@ class WorkspaceConfig(PreTrainedConfig):
         for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be 1 or more")
-        _divides("num_key_value_heads", self.num_key_value_heads, "num_attention_heads", self.num_attention_heads)
+        _divides(
+            "num_key_value_heads", self.num_key_value_heads, "num_attention_heads", self.num_attention_heads
+        )
         if self.head_dim % 2:
             raise UserError(f"head_dim={self.head_dim} must be even: rotary positions turn pairs of channels")
         _divides("slot_heads", self.slot_heads, "slot_width", self.slot_width)
@@ -224,13 +230,24 @@ class WorkspaceConfig(PreTrainedConfig):
         if self.adapters_active > self.adapters > 0:
             raise UserError(f"adapters_active={self.adapters_active} is more than adapters={self.adapters}")
         if not 1 <= self.mean_steps <= self.inner_steps:
-            raise UserError(f"mean_steps={self.mean_steps} must lie between 1 and inner_steps={self.inner_steps}")
+            raise UserError(
+                f"mean_steps={self.mean_steps} must lie between 1 and inner_steps={self.inner_steps}"
+            )
         if not 0 < self.skip_threshold < 0.4:
-            raise UserError(f"skip_threshold={self.skip_threshold} must lie between 0 and 0.4, where gates begin")
+            raise UserError(
+                f"skip_threshold={self.skip_threshold} must lie between 0 and 0.4, where gates begin"
+            )
 
 
 _POSITIVE = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_key_value_heads", "head_dim"),
+    *(
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "head_dim",
+    ),
     *("max_position_embeddings", "chunk_size", "slots", "slot_width", "slot_heads", "inner_steps"),
     *("router_width", "ssm_inner", "ssm_state", "ssm_head_dim", "ssm_conv", "ssm_chunk"),
     *("pkm_slots", "pkm_value_dim", "pkm_heads", "pkm_key_dim", "pkm_topk"),

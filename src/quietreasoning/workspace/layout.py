@@ -50,7 +50,7 @@ def lay_out(
     chunk: longest chunk; None never ends one. length_B, filled_B: what a cache holds already: real
     tokens, and those of the open chunk. With them each row is one stream, in the order of the rows.
     """
-    rows, width = valid_BT.shape
+    _rows, _width = valid_BT.shape
     cached = length_B is not None
     stream_N, rank_N, place_N, row_R = _streams(valid_BT, documents_BT)
     streams = len(row_R)
@@ -67,7 +67,7 @@ def lay_out(
     if chunk is not None:
         begins_N = begins_N | ((offset_N % chunk == 0) & (rank_N + before_R[stream_N] > 0))
     # column 0 holds the open chunk, or the first new one
-    begun_N = begins_N & ((rank_N > 0))
+    begun_N = begins_N & (rank_N > 0)
     number_N = _running(begun_N.long(), stream_N, rank_N)
     inside_N = _place_in_column(stream_N, number_N, rank_N)
 

@@ -5,73 +5,28 @@ Shapes: B rows and T positions of the input, R streams, N tokens of a column, D 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from quietreasoning.config import UserError
+from quietreasoning.losses.halting import rate_for_mean
 from quietreasoning.nn.product_key_memory import ProductKeyReader, ProductKeyTable
 from quietreasoning.nn.router import Plan, Router, neutral
 from quietreasoning.nn.slots import Advance, SlotUpdate
 from quietreasoning.nn.ssm import SSMExpert
 from quietreasoning.nn.trunk import Block, Piece, SlotReader
 from quietreasoning.workspace.cache import State, WorkspaceCache, put_rows
-from quietreasoning.workspace.config import FEATURES, WorkspaceConfig
+from quietreasoning.workspace.columns import Rotary, attention_mask, gather
+from quietreasoning.workspace.config import WorkspaceConfig
+from quietreasoning.workspace.features import Switches, WorkspacePreTrained
 from quietreasoning.workspace.layout import Column, lay_out
-from quietreasoning.losses.halting import rate_for_mean
+from quietreasoning.workspace.trace import Trace, WorkspaceOutput
 
 
-@dataclass
-class Trace:
-    """What the losses and the log read, one entry a column. Streams as in `row_R`; later columns hold fewer."""
-
-    row_R: Tensor  # the input row of each stream
-    columns: list[Column]
-    slots: list[Tensor] = field(default_factory=list)  # [R, K, D] that the column's tokens could read
-    advances: list[Advance | None] = field(default_factory=list)  # None where the column began with the first
-    plans: list[Plan] = field(default_factory=list)
-    open_valid: list[Tensor] = field(default_factory=list)  # [R, N] tokens each advance read
-    reads: list[dict[int, Any]] = field(default_factory=list)  # product-key reads by block
-
-
-@dataclass
-class WorkspaceOutput(BaseModelOutputWithPast):
-    """last_hidden_state [B, T, D], past_key_values a WorkspaceCache, hidden_states by block if asked for."""
-
-    trace: Trace | None = None
-
-
-class WorkspacePreTrained(PreTrainedModel):
-    config_class = WorkspaceConfig
-    config: WorkspaceConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _is_stateful = True  # a recurrent state cannot be cropped
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Trunk and embeddings by `initializer_range`; the other modules keep what they were made with."""
-        std = self.config.initializer_range
-        if isinstance(module, Block):
-            for linear in (module.qkv, module.out, module.gate_up, module.down):
-                init.normal_(linear.weight, mean=0.0, std=std)
-                if linear.bias is not None:
-                    init.zeros_(linear.bias)
-        elif isinstance(module, nn.Embedding) or (isinstance(module, nn.Linear) and module is self._head()):
-            init.normal_(module.weight, mean=0.0, std=std)
-
-    def _head(self) -> nn.Module | None:
-        return None
-
-
-class WorkspaceModel(WorkspacePreTrained):
+class WorkspaceModel(Switches, WorkspacePreTrained):
     """The model without its head. The head reads the token stream alone, never the slots."""
 
     def __init__(self, config: WorkspaceConfig):
@@ -95,7 +50,9 @@ class WorkspaceModel(WorkspacePreTrained):
         )
         self.norm = nn.RMSNorm(d, eps=c.rms_norm_eps)
         for block in self.blocks if c.adapters else ():
-            block.add_adapters(c.adapters, c.adapter_rank, c.adapter_alpha, ia3=c.ia3, fusion=c.adapter_fusion)
+            block.add_adapters(
+                c.adapters, c.adapter_rank, c.adapter_alpha, ia3=c.ia3, fusion=c.adapter_fusion
+            )
         self.workspace = SlotUpdate(
             c.slots,
             c.slot_width,
@@ -121,7 +78,9 @@ class WorkspaceModel(WorkspacePreTrained):
         )
         self.experts = nn.ModuleDict(
             {
-                str(b): SSMExpert(d, c.ssm_inner, c.ssm_state, c.ssm_head_dim, c.ssm_conv, c.ssm_chunk, c.rms_norm_eps)
+                str(b): SSMExpert(
+                    d, c.ssm_inner, c.ssm_state, c.ssm_head_dim, c.ssm_conv, c.ssm_chunk, c.rms_norm_eps
+                )
                 for b in c.ssm_blocks
             }
         )
@@ -132,11 +91,14 @@ class WorkspaceModel(WorkspacePreTrained):
             nn.init.zeros_(expert.out.weight)
         # experts and readers start silent: switching them on changes nothing until they have learned
         self.memory = nn.ModuleDict(
-            {str(b): ProductKeyReader(d, c.pkm_heads, c.pkm_key_dim, c.pkm_value_dim, start=0.0) for b in c.pkm_blocks}
+            {
+                str(b): ProductKeyReader(d, c.pkm_heads, c.pkm_key_dim, c.pkm_value_dim, start=0.0)
+                for b in c.pkm_blocks
+            }
         )
         self.register_buffer("temperature", torch.tensor(float(c.pkm_temperature)))  # training anneals it
         self.gradient_checkpointing = False
-        self._rope_on: dict[torch.device, tuple[Tensor, float]] = {}
+        self.rotary = Rotary(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -144,46 +106,6 @@ class WorkspaceModel(WorkspacePreTrained):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.embed_tokens = value
-
-    # what is switched on
-
-    def set_features(self, features: tuple[str, ...]) -> None:
-        """Switch modules on and the others off; an off module computes nothing and is not trained."""
-        for name in features:
-            if name not in FEATURES:
-                raise UserError(f"features: no module {name!r}. Choices: {', '.join(FEATURES)}")
-        self.config.features = tuple(features)
-        self.config.check()
-        owned = {id(p) for feature in FEATURES for p in self.parameters_of(feature)}
-        on = {id(p) for feature in features for p in self.parameters_of(feature)}
-        for p in self.parameters():
-            if id(p) in owned:
-                p.requires_grad_(id(p) in on and p.is_floating_point())
-
-    def parameters_of(self, feature: str) -> list[nn.Parameter]:
-        """The parameters a feature owns; the trunk's belong to none. Router parts need the workspace."""
-        router = self.router.heads
-        routed = self.config.has("workspace")
-        modules: dict[str, list[nn.Module | None]] = {
-            "workspace": [self.workspace, self.readers],
-            "pkm": [self.table, self.memory, *([router["pkm"], router["temperature"]] if routed else [])],
-            "adapters": [*(b.adapters for b in self.blocks), *([router["adapters"]] if routed and "adapters" in router else [])],
-            "ssm": [self.experts, *([router["ssm"]] if routed and "ssm" in router else [])],
-            "retrieval": [router["episodic"]] if routed else [],
-            "knn": [router["knn"]] if routed else [],
-        }
-        found = [p for module in modules[feature] if module is not None for p in module.parameters()]
-        if feature != "workspace" and routed:  # the shared part of the router serves whoever asks it
-            found += [*self.router.norm.parameters(), *self.router.inner.parameters()]
-        return found
-
-    def plan_parts(self) -> tuple[str, ...]:
-        """What the router is asked for."""
-        c = self.config
-        asked = {"ssm": c.has("ssm") and c.ssm_blocks, "pkm": c.has("pkm") and c.pkm_blocks}
-        asked |= {"temperature": asked["pkm"], "adapters": c.has("adapters")}
-        asked |= {"episodic": c.has("retrieval"), "knn": c.has("knn")}
-        return tuple(part for part, wanted in asked.items() if wanted)
 
     # the forward pass
 
@@ -214,11 +136,17 @@ class WorkspaceModel(WorkspacePreTrained):
         else:
             valid_BT = attention_mask[:, -width:].bool()
         cache = past_key_values
-        if cache is None and (self.config.use_cache if use_cache is None else use_cache) and not self.training:
+        if (
+            cache is None
+            and (self.config.use_cache if use_cache is None else use_cache)
+            and not self.training
+        ):
             cache = WorkspaceCache()
         state = cache.state if cache is not None else None
         if document_ids is not None and cache is not None:
-            raise UserError("document_ids cannot be cached: packed documents are read whole. Pass use_cache=False.")
+            raise UserError(
+                "document_ids cannot be cached: packed documents are read whole. Pass use_cache=False."
+            )
         if cache is not None and state is None:
             state = self.begin(rows, x_BTD)
         chunk = self.config.chunk_size if self.config.has("workspace") else None
@@ -238,10 +166,14 @@ class WorkspaceModel(WorkspacePreTrained):
         for number, column in enumerate(layout.columns):
             state = state.first(len(column.fresh_R))
             if self.training and number and self.config.bptt_chunks and number % self.config.bptt_chunks == 0:
-                state = replace(state, slots_RKD=None if state.slots_RKD is None else state.slots_RKD.detach())
+                state = replace(
+                    state, slots_RKD=None if state.slots_RKD is None else state.slots_RKD.detach()
+                )
             hidden, state = self.column(state, column, flat_ND, record, every=output_hidden_states)
             outs.append(hidden)
-        hidden_states = self._gather(layout.columns, outs, rows, width)
+        if not outs:
+            raise UserError("attention_mask holds no token at all; give every call at least one")
+        hidden_states = gather(layout.columns, outs, rows, width)
         if cache is not None:
             state.length_R, state.filled_R = layout.length_R, layout.filled_R
             cache.state = state
@@ -251,17 +183,6 @@ class WorkspaceModel(WorkspacePreTrained):
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             trace=record,
         )
-
-    def _gather(self, columns: list[Column], outs: list[list[Tensor]], rows: int, width: int) -> list[Tensor]:
-        """From columns back to the places of the input, for each kind of state."""
-        found = []
-        for kind in range(len(outs[0]) if outs else 0):
-            values = [o[kind].flatten(0, 1) if c.full else o[kind][c.valid_RN] for c, o in zip(columns, outs, strict=True)]
-            places = [c.index_RN.flatten() if c.full else c.index_RN[c.valid_RN] for c in columns]
-            value_ND = torch.cat(values)
-            empty = value_ND.new_zeros(rows * width, value_ND.shape[-1])
-            found.append(empty.index_copy(0, torch.cat(places), value_ND).unflatten(0, (rows, width)))
-        return found or [self.norm(torch.zeros(rows, width, self.config.hidden_size, device=self.device))]
 
     def begin(self, rows: int, like: Tensor) -> State:
         """Before the first token: the learned slots and the plan they lead to."""
@@ -303,7 +224,7 @@ class WorkspaceModel(WorkspacePreTrained):
             state, advance = self.advance(state, column.fresh_R, every=trace is not None)
         x = flat_ND[column.index_RN]
         mask = attention_mask(state.valid_RS, column)
-        rope = self.rope(column.position_RN, x)
+        rope = self.rotary(column.position_RN)
         past, ssm, reads, seen = [], list(state.ssm), {}, [x]
         whole = not torch.is_grad_enabled()  # with gradients, pieces are shared among the chunks' graphs
         for number, block in enumerate(self.blocks, 1):
@@ -321,7 +242,7 @@ class WorkspaceModel(WorkspacePreTrained):
                 state = take_in(state, x, column)
             seen.append(x)
         if trace is not None:
-            note(trace, state, advance, read_RN, reads)
+            trace.note(state, advance, read_RN, reads)
         state = replace(
             state, past=tuple(past), ssm=tuple(ssm), valid_RS=torch.cat([state.valid_RS, column.valid_RN], 1)
         )
@@ -353,20 +274,27 @@ class WorkspaceModel(WorkspacePreTrained):
             return self._gradient_checkpointing_func(block.__call__, *inputs)
         return block(*inputs)
 
-    def expert(self, number: int, x: Tensor, column: Column, state: Any, gate_R: Tensor) -> tuple[Tensor, Any]:
-        """x + g mixer(x); a row whose gate is zero leaves its state untouched and, when serving, computes nothing."""
+    def expert(
+        self, number: int, x: Tensor, column: Column, state: Any, gate_R: Tensor
+    ) -> tuple[Tensor, Any]:
+        """x + g mixer(x); a row whose gate is zero keeps its state and, when serving, computes nothing."""
         expert, used_R = self.experts[str(number)], gate_R > 0
         valid = None if column.full else column.valid_RN
         if torch.is_grad_enabled() or bool(used_R.all()):
             mixed, new = expert(x, valid, state)
             if not self.training and bool(used_R.all()):
                 return x + gate_R[:, None, None].to(x.dtype) * mixed, new
-            keep = [torch.where(used_R.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in zip(new, state, strict=True)]
+            keep = [
+                torch.where(used_R.view(-1, *[1] * (a.dim() - 1)), a, b)
+                for a, b in zip(new, state, strict=True)
+            ]
             return x + gate_R[:, None, None].to(x.dtype) * mixed, type(state)(*keep)
         rows = used_R.nonzero()[:, 0]
         if len(rows) == 0:
             return x, state
-        mixed, new = expert(x[rows], None if valid is None else valid[rows], type(state)(*(s[rows] for s in state)))
+        mixed, new = expert(
+            x[rows], None if valid is None else valid[rows], type(state)(*(s[rows] for s in state))
+        )
         x = x.index_add(0, rows, gate_R[rows, None, None].to(x.dtype) * mixed.to(x.dtype))
         return x, put_rows(state, new, rows)
 
@@ -386,33 +314,6 @@ class WorkspaceModel(WorkspacePreTrained):
         read = reader(x[rows], self.table, temperature[rows])
         return x.index_add(0, rows, gate_R[rows, None, None].to(x.dtype) * read.out_RTD.to(x.dtype)), read
 
-    def rope(self, position_RN: Tensor, like: Tensor) -> Piece:
-        """Cosines and sines [R, 1, N, C]; angles in fp32 (bf16 knows only 897 of 8192 positions)."""
-        if like.device not in self._rope_on:
-            kind = self.config.rope_parameters["rope_type"]
-            if kind == "default":
-                half = torch.arange(0, self.config.head_dim, 2, device=like.device).float() / self.config.head_dim
-                self._rope_on[like.device] = self.config.rope_parameters["rope_theta"] ** -half, 1.0
-            else:
-                self._rope_on[like.device] = ROPE_INIT_FUNCTIONS[kind](self.config, like.device)
-        frequency_C, scale = self._rope_on[like.device]
-        angle = position_RN[:, None, :, None].float() * frequency_C.float()
-        angle = torch.cat([angle, angle], -1)
-        return angle.cos() * scale, angle.sin() * scale
-
-
-def attention_mask(valid_RS: Tensor, column: Column) -> Tensor | None:
-    """True where a query may look [R, 1, N, S + N]; None where plain causality says it all."""
-    rows, new = column.valid_RN.shape
-    old = valid_RS.shape[1]
-    if column.full and (old == 0 or (new == 1 and bool(valid_RS.all()))):
-        return None
-    causal = torch.ones(new, new, dtype=torch.bool, device=valid_RS.device).tril()
-    if column.full and bool(valid_RS.all()):
-        return torch.cat([causal.new_ones(new, old), causal], 1)[None, None]
-    inner = causal & column.valid_RN[:, None] | torch.eye(new, dtype=torch.bool, device=causal.device)
-    return torch.cat([valid_RS[:, None].expand(-1, new, -1), inner.expand(rows, -1, -1)], 2)[:, None]
-
 
 def take_in(state: State, x: Tensor, column: Column) -> State:
     """Keep what the read block said of this column until the chunk ends."""
@@ -421,13 +322,3 @@ def take_in(state: State, x: Tensor, column: Column) -> State:
         open_RND=torch.cat([state.open_RND.to(x.dtype), x], 1),
         open_RN=torch.cat([state.open_RN, column.valid_RN], 1),
     )
-
-
-def note(trace: Trace, state: State, advance: Advance | None, read_RN: Tensor | None, reads: dict) -> None:
-    trace.advances.append(advance)
-    trace.plans.append(state.plan)
-    trace.reads.append(reads)
-    if state.slots_RKD is not None:
-        trace.slots.append(state.slots_RKD)
-        trace.open_valid.append(read_RN)
-

@@ -28,7 +28,10 @@ def config_for_trunk(shape: Any, preset: str, changes: dict[str, Any]) -> Worksp
     lacking["an activation other than silu"] = values.get("hidden_act", "silu") != "silu"
     for part, there in lacking.items():
         if there:
-            raise UserError(f"backbone.workspace.trunk: this {kind} model has {part}, which the trunk lacks; choose another")
+            raise UserError(
+                f"backbone.workspace.trunk: this {kind} model has {part}, which the trunk lacks; "
+                "choose another"
+            )
     base = WorkspaceConfig.preset(preset).to_dict()
     blocks, width = shape.num_hidden_layers, shape.hidden_size
     old_blocks = base["num_hidden_layers"]
@@ -53,7 +56,9 @@ def config_for_trunk(shape: Any, preset: str, changes: dict[str, Any]) -> Worksp
         "attention_bias": kind == "qwen2" or bool(values.get("attention_bias")),
         "attention_out_bias": kind in ("llama", "qwen3", "smollm3") and bool(values.get("attention_bias")),
         "qk_norm": kind == "qwen3",
-        "no_rope_layers": tuple(i for i, rotary in enumerate(keep_rope, 1) if not rotary) if kind == "smollm3" else (),
+        "no_rope_layers": tuple(i for i, rotary in enumerate(keep_rope, 1) if not rotary)
+        if kind == "smollm3"
+        else (),
         "pad_token_id": shape.pad_token_id,
         "bos_token_id": shape.bos_token_id,
         "eos_token_id": shape.eos_token_id,
@@ -100,13 +105,15 @@ def take_trunk(model: WorkspaceForCausalLM, trunk: nn.Module) -> None:
         _put(block.down.weight, take("mlp.down_proj.weight"))
     left = [name for name in given if "rotary_emb" not in name]
     if left:
-        raise UserError(f"backbone.workspace.trunk: weights that have no place here: {', '.join(sorted(left)[:3])}")
+        raise UserError(
+            f"backbone.workspace.trunk: weights that have no place here: {', '.join(sorted(left)[:3])}"
+        )
 
 
 def _put(parameter: Tensor, value: Tensor) -> None:
     if parameter.shape != value.shape:
         raise UserError(
-            f"backbone.workspace.trunk: a weight of shape {tuple(value.shape)} where {tuple(parameter.shape)} "
-            "belongs; sizes of the trunk cannot be changed, drop them from backbone.workspace.sizes"
+            f"backbone.workspace.trunk: a weight of shape {tuple(value.shape)} where "
+            f"{tuple(parameter.shape)} belongs; sizes of the trunk cannot be changed, drop them from backbone.workspace.sizes"
         )
     parameter.copy_(value)

@@ -58,7 +58,9 @@ class Teacher(nn.Module):
         """Mean last states of the first `most` steps [B, K, D], and which steps there are [B, K]."""
         steps_BKS = batch.steps_BKS[:, :most]
         ids_BT = torch.cat([batch.prompt_BP, steps_BKS.flatten(1)], 1)
-        role_BT = torch.cat([role_of(batch.prompt_BP, Role.PROMPT), role_of(steps_BKS.flatten(1), Role.STEP)], 1)
+        role_BT = torch.cat(
+            [role_of(batch.prompt_BP, Role.PROMPT), role_of(steps_BKS.flatten(1), Role.STEP)], 1
+        )
         order_BT = (ids_BT == IGNORE).to(torch.uint8).argsort(dim=1, stable=True)  # no gaps inside the chain
         hidden_BTD = self.backbone(ids_BT.gather(1, order_BT), role_BT.gather(1, order_BT)).hidden_BTD
         back_BT = order_BT.argsort(dim=1)[:, batch.prompt_BP.shape[1] :]

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from quietreasoning.backbone import Backbone, States, last_hidden, load_backbone, role_of
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Batch, Markers, Method, Response, Role, StepOutput, Term
-from quietreasoning.losses import latent
 from quietreasoning.losses.halting import rate_for_mean
 from quietreasoning.losses.language import chunked_next_token, unlikelihood
 from quietreasoning.methods.sequence import (
@@ -30,6 +29,7 @@ from quietreasoning.methods.sequence import (
     visible_part,
 )
 from quietreasoning.methods.workspace import distill
+from quietreasoning.methods.workspace.contrast import answer, next_chunk
 from quietreasoning.methods.workspace.settings import Workspace as Settings
 from quietreasoning.methods.workspace.terms import figures, retrieval_term, router_terms, slot_terms
 from quietreasoning.nn.corrupt import corrupt
@@ -69,8 +69,8 @@ class Workspace(Method):
         super().__init__(backbone, config, markers)
         if not backbone.is_workspace:
             raise UserError(
-                "method workspace needs a workspace model: set backbone.workspace.preset=tiny, or backbone.path to "
-                "a folder that holds one"
+                "method workspace needs a workspace model: set backbone.workspace.preset=tiny, or backbone.path "
+                "to a folder that holds one"
             )
         w, shape = config.weights, self.body.config
         self.body.set_features(config.features)
@@ -83,8 +83,8 @@ class Workspace(Method):
             self.body.temperature.fill_(config.temperature[0])
         if w.rationale and not markers.rationale:
             raise UserError(
-                "weights.rationale has nothing to punish: no word of data.format.rationale is one token of this "
-                "tokenizer; name words that are, or set weights.rationale=0"
+                "weights.rationale has nothing to punish: no word of data.format.rationale is one token of "
+                "this tokenizer; name words that are, or set weights.rationale=0"
             )
         if (w.step or w.teacher) and config.step_width > shape.slots:
             raise UserError(f"step_width={config.step_width} is more than the {shape.slots} slots; lower it")
@@ -175,7 +175,9 @@ class Workspace(Method):
         terms: dict[str, Term] = {}
         metrics: dict[str, tuple[Tensor, Tensor]] = {}
         if w.lm:
-            z_weight = config.z_loss if self.training else 0.0  # evaluation reads the term as a plain log-likelihood
+            z_weight = (
+                config.z_loss if self.training else 0.0
+            )  # evaluation reads the term as a plain log-likelihood
             scored = chunked_next_token(states.hidden_BTD, head_VD, seq.labels_BT, z_weight=z_weight)
             terms["lm"] = Term(scored.total, "token", w.lm)
             metrics["token_accuracy"] = (scored.hits.float(), scored.count)
@@ -233,57 +235,23 @@ class Workspace(Method):
         order_B = torch.cat(rows).argsort()
         inner_BTD = torch.cat(inner)[order_B] if inner else None
         return AtAnswer(
-            torch.cat(slots)[order_B], inner_BTD, {p: torch.cat(values)[order_B] for p, values in logits.items()}
+            torch.cat(slots)[order_B],
+            inner_BTD,
+            {p: torch.cat(values)[order_B] for p, values in logits.items()},
         )
 
     def _contrast(self, batch: Batch, states: States, seq: Sequence) -> tuple[Term, tuple[Tensor, Tensor]]:
-        """The workspace knows the answer better than drawn tokens, or its next chunk better than its others."""
-        tau, weight = self.config.tau, self.config.weights.contrast
-        if seq.starts_BT is not None:
-            at = self._at_answer(states, batch.prompt_BP.shape[1], seq.ids_BT.shape[1])
-            real_BA = (batch.answer_BA != IGNORE) & (batch.answer_BA != self.markers.eos)
-            embed_BAD = self.backbone.embed(batch.answer_BA).detach() * real_BA[..., None]
-            key_BD = embed_BAD.sum(1) / real_BA.sum(1, keepdim=True).clamp(min=1)
-            drawn_BM = self._drawn(batch)
-            other_BM = (drawn_BM[:, :, None] != batch.answer_BA[:, None]).all(-1)
-            negative_BMD = self.backbone.embed(drawn_BM).detach()
-            total, hits, count = latent.info_nce(
-                self.summary(at.slots_BKD.mean(1)), key_BD, negative_BMD, real_BA.any(1), tau, other_BM
-            )
-            return Term(total, "sequence", weight), (hits.float(), count)
-        trace, embed_BTD = states.trace, self.backbone.embed(seq.ids_BT).detach().flatten(0, 1)
-        rows, chunks = len(trace.row_R), len(trace.columns)
-        keys = embed_BTD.new_zeros(chunks, rows, embed_BTD.shape[-1])
-        there = torch.zeros(chunks, rows, dtype=torch.bool, device=keys.device)
-        for c, column in enumerate(trace.columns):
-            held, valid = len(column.fresh_R), column.valid_RN[..., None]
-            keys[c, :held] = (embed_BTD[column.index_RN] * valid).sum(1) / valid.sum(1).clamp(min=1)
-            there[c, :held] = True
-        totals, hits, counts = [keys.sum() * 0], [], []
-        for c in range(1, chunks):
-            held = len(trace.columns[c].fresh_R)
-            others = torch.arange(chunks, device=keys.device) != c
-            total, hit, count = latent.info_nce(
-                self.summary(trace.slots[c].mean(1)),
-                keys[c, :held],
-                keys[others, :held].transpose(0, 1),
-                there[c, :held],
-                tau,
-                there[others, :held].T,
-            )
-            totals.append(total)
-            hits.append(hit)
-            counts.append(count)
-        none = torch.zeros((), device=keys.device)
-        return Term(sum(totals), "chunk", weight), (sum(hits, none), sum(counts, none))
-
-    def _drawn(self, batch: Batch) -> Tensor:
-        """Wrong answers [B, M]: tokens drawn by each row's own key, so that they do not depend on the batch."""
-        drawn = [
-            torch.randint(self.backbone.vocab_size, (self.config.negatives,), generator=_generator(key))
-            for key in batch.keys_B.tolist()
-        ]
-        return torch.stack(drawn).to(batch.prompt_BP.device)
+        """The workspace knows the answer better than drawn tokens, or its next chunk than its others."""
+        config, weight = self.config, self.config.weights.contrast
+        if seq.starts_BT is None:
+            total, hits, count = next_chunk(self.summary, self.backbone, states.trace, seq.ids_BT, config.tau)
+            return Term(total, "chunk", weight), (hits, count)
+        at = self._at_answer(states, batch.prompt_BP.shape[1], seq.ids_BT.shape[1])
+        query_BD = self.summary(at.slots_BKD.mean(1))
+        total, hits, count = answer(
+            query_BD, self.backbone, batch, self.markers.eos, config.negatives, config.tau
+        )
+        return Term(total, "sequence", weight), (hits, count)
 
     def _step_targets(self, batch: Batch) -> Tensor:
         shape = self.body.config
@@ -360,10 +328,6 @@ def _next(ids_BT: Tensor, labels_BT: Tensor | None = None) -> Tensor:
 
 def _chunks(tokens_B: Tensor, chunk: int) -> Tensor:
     return (tokens_B + chunk - 1) // chunk
-
-
-def _generator(key: int) -> torch.Generator:
-    return torch.Generator().manual_seed(key)
 
 
 def _mlp(inputs: int, outputs: int) -> nn.Module:

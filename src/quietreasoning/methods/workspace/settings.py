@@ -103,9 +103,13 @@ class Workspace(MethodConfig):
         if (self.teacher is None) != (not weights.teacher):
             raise ValueError("teacher and weights.teacher belong together; give both or neither")
         if on & {"retrieval", "knn"} and not weights.retrieval:
-            raise ValueError("features retrieval and knn need weights.retrieval: their plan is learned from it")
+            raise ValueError(
+                "features retrieval and knn need weights.retrieval: their plan is learned from it"
+            )
         if (weights.router_z or weights.entropy or weights.budget) and not on - {"workspace"}:
-            raise ValueError("the router decides nothing: add a feature beside workspace, or drop its weights")
+            raise ValueError(
+                "the router decides nothing: add a feature beside workspace, or drop its weights"
+            )
         if weights.retrieval and not on & {"retrieval", "knn", "pkm"}:
             raise ValueError("weights.retrieval has nothing to teach; add the feature pkm, retrieval or knn")
         return self

@@ -62,7 +62,9 @@ def slot_terms(config: Config, trace: Trace, predict: torch.nn.Module | None, ra
     terms = {}
     for name, unit in _UNITS.items():
         if getattr(w, name):
-            terms[name] = Term(torch.stack(sums[name]).sum() if name in sums else zero, unit, getattr(w, name))
+            terms[name] = Term(
+                torch.stack(sums[name]).sum() if name in sums else zero, unit, getattr(w, name)
+            )
     return terms
 
 
@@ -106,8 +108,11 @@ def router_terms(config: Config, trace: Trace) -> Terms:
 
 
 def retrieval_term(config: Config, logits: dict[str, Tensor], rare_B: Tensor) -> Term:
-    """Memories are asked for where the answer is rare: cross-entropy of each use decision of the chunk that
-    answers (PopQA, arXiv 2212.10511, section 5); unit "question". logits: of that chunk, by part [B, outputs]."""
+    """Memories are asked for where the answer is rare (PopQA, arXiv 2212.10511, section 5).
+
+    Cross-entropy of each use decision of the chunk that answers; unit "question". logits: of that chunk, by
+    part [B, outputs].
+    """
     known_B = rare_B != IGNORE
     wanted_B = (rare_B == 1).float()
     losses = [
@@ -138,7 +143,7 @@ def _stack(values: list[Tensor], trace: Trace) -> Tensor:
 
 @torch.no_grad()
 def figures(trace: Trace, slots: int) -> Metrics:
-    """What the log shows: executed steps, the collapse alarm, gates, use of the memory. slots: of the memory."""
+    """What the log shows: executed steps, collapse alarm, gates, use of the memory. slots: the memory's."""
     found: Metrics = {}
 
     def add(name: str, total: Tensor, count: Tensor | int) -> None:
@@ -171,7 +176,9 @@ def figures(trace: Trace, slots: int) -> Metrics:
             share_RE = plan.logits["adapters"].softmax(-1)
             add("adapter_entropy", torch.special.entr(share_RE).sum(), rows)
     for number in trace.reads[0] if trace.reads else ():
-        reads = [(c.valid_RN, r[number]) for c, r in zip(trace.columns, trace.reads, strict=True) if r.get(number)]
+        reads = [
+            (c.valid_RN, r[number]) for c, r in zip(trace.columns, trace.reads, strict=True) if r.get(number)
+        ]
         indices = torch.cat([r.indices_RTHK.flatten(0, 1)[None] for _, r in reads], 1)
         seen = usage(indices, slots, torch.cat([v.flatten()[None] for v, _ in reads], 1))
         add("pkm_hit_rate", seen.share, 1)

@@ -1,7 +1,8 @@
 """`quiet plan`: steps, tokens, memory, time and disk of a recipe, before anything is trained.
 
-Parameters are counted on the meta device, lengths on 64 examples, speed by one matrix product here;
-FLOPs are 6 a trained parameter and token (forward and backward), 2 where only read. Attention is left out.
+Parameters are counted on the meta device, lengths on 64 examples, speed by one matrix product here; FLOPs are
+6 a trained parameter and token (forward and backward), 2 where only read, and attention to half the tokens of
+a row. Rows of a table are read, not multiplied.
 """
 
 from __future__ import annotations
@@ -11,15 +12,23 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from quietreasoning.backbone import meta_backbone
+from quietreasoning.backbone import Backbone, meta_backbone
 from quietreasoning.build import Builder, RunConfig, StageConfig
+from quietreasoning.contract import Batch, Method
 from quietreasoning.data.batches import Batches, count_tokens
 from quietreasoning.data.config import build_task
 from quietreasoning.data.load import load_split
 from quietreasoning.methods import METHODS
+from quietreasoning.optim.rowwise import rowwise_names
+from quietreasoning.train.settings import TrainConfig
+from quietreasoning.workspace.sizes import parameters, working
 
 SAMPLE = 64
 EFFICIENCY = 0.35  # share of a large product's speed that small models reach, measured on the demo
+DEVICES = (1, 8)  # what memory is told for, where a step can be cut for them
+HALF_FROM = (
+    500_000_000  # parameters from which precision=auto is taken for bf16, as on any device of that size
+)
 
 
 @dataclass(frozen=True)
@@ -29,55 +38,103 @@ class Size:
     all: int
     trained: int
     saved: int
+    working: int  # that every token is multiplied with; the others are off, not chosen, or rows of a table
+    tables: int = 0  # of the trained: in tables with row-wise state
+    rows: int = 0  # of those tables
+
+    @property
+    def state(self) -> int:
+        """Bytes of the optimizer's state: two moments a parameter, two numbers a row."""
+        return 8 * (self.trained - self.tables) + 8 * self.rows
 
 
 def estimate(config: RunConfig) -> dict[str, str]:
     """What a run will take, as words: one entry a stage, then the whole."""
     builder, speed = Builder(config), flops_per_second()
     figures: dict[str, str] = {}
-    whole_seconds, disk, peak = 0.0, 0, 0
+    whole_seconds, disk = 0.0, 0
+    peaks = dict.fromkeys(DEVICES, 0)
     for stage in config.stages:
-        size, tokens_step = count(builder, stage), tokens_a_step(builder, stage)
-        if stage.train.steps is not None:
-            steps = stage.train.steps
-        else:
-            steps = max(1, round(stage.train.tokens / max(tokens_step, 1)))
-        seconds = steps * tokens_step * (2 * size.all + 4 * size.trained) / speed
-        lane = tokens_step / stage.train.accumulate
-        memory = 4 * size.all + 12 * size.trained + int(lane) * activation_bytes(config, builder)
+        method = meta_method(builder, stage)
+        size, batch = count(method), sample_batch(builder, stage)
+        tokens_step = count_tokens(batch) / len(batch) * stage.train.batch_size
+        steps = stage.train.steps
+        if steps is None:  # the budget is in tokens that the loss counts
+            counted = method.units(batch).get("token", count_tokens(batch)) / len(batch)
+            steps = max(1, round(stage.train.tokens / max(counted * stage.train.batch_size, 1)))
+        length = tokens_step / stage.train.batch_size
+        attention = 6 * method.backbone.num_layers * method.backbone.width * length
+        seconds = (
+            steps * tokens_step * (2 * size.working + 4 * min(size.working, size.trained) + attention) / speed
+        )
         if steps == 0:  # nothing but the weights is held and saved
-            memory, size = 4 * size.all, replace(size, trained=0)
-        checkpoint = 4 * size.saved + 8 * size.trained
-        whole_seconds, peak = whole_seconds + seconds, max(peak, memory)
-        disk += checkpoint * (stage.train.keep + 1 if steps else 1)
+            size = replace(size, trained=0, tables=0, rows=0)
+        left_behind = activation_bytes(method.backbone, stage.train, size)
+        for devices in DEVICES:
+            lane = tokens_step / stage.train.accumulate / devices if steps else 0
+            peaks[devices] = max(
+                peaks[devices], held_bytes(size, stage.train, devices) + int(lane * left_behind)
+            )
+        whole_seconds += seconds
+        disk += (4 * size.saved + size.state) * (stage.train.keep + 1 if steps else 1)
         figures[f"stage {stage.name}"] = (
             f"{stage.method.name}: {steps:,} steps x {round(tokens_step):,} tokens = "
             f"{round(steps * tokens_step):,} tokens, about {_time(seconds)}"
         )
         figures[f"stage {stage.name}, parameters"] = f"{size.all:,}, {size.trained:,} trained"
-    figures["memory, about"] = _bytes(peak)
+    if method.backbone.is_workspace:
+        for part, number in parameters(method.backbone.model).items():
+            figures[f"parameters, {part}"] = f"{number:,}"
+    sharding = config.stages[0].train.sharding
+    for devices, peak in peaks.items():
+        if all(stage.train.batch_size % (stage.train.accumulate * devices) == 0 for stage in config.stages):
+            how = f" of {devices}, {sharding}" if devices > 1 else ""
+            figures[f"memory per device{how}, about"] = _bytes(peak)
     figures["disk, at most"] = _bytes(disk)
     figures["time, about"] = f"{_time(whole_seconds)} at {speed / 1e9:,.0f} GFLOP/s on this device"
     return figures
 
 
-def count(builder: Builder, stage: StageConfig) -> Size:
-    """Parameters, without memory for any of them."""
-    config = builder.config.backbone
-    backbone = meta_backbone(config, len(builder.tokenizer))
+def meta_method(builder: Builder, stage: StageConfig) -> Method:
+    """The stage's method, without memory for its weights."""
+    backbone = meta_backbone(builder.config.backbone, len(builder.tokenizer))
     encoder = builder.encoder(stage.data, backbone.context)
     with torch.device("meta"):
-        method = METHODS[stage.method.name](backbone, stage.method, encoder.markers())
-    everything = {name: p.numel() for name, p in method.named_parameters()}
-    trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    borrowed = set(method.borrowed)
+        return METHODS[stage.method.name](backbone, stage.method, encoder.markers())
+
+
+def count(method: Method) -> Size:
+    """Parameters by what becomes of them."""
+    sizes = {name: p.numel() for name, p in method.named_parameters()}
+    trained = {name for name, p in method.named_parameters() if p.requires_grad}
+    tables = rowwise_names(method)
+    rows = sum(len(p) for name, p in method.named_parameters() if name in tables & trained)
+    everything, borrowed = sum(sizes.values()), set(method.borrowed)
+    active = everything - sum(sizes[name] for name in tables)
+    if method.backbone.is_workspace:
+        model = method.backbone.model
+        active = everything - sum(p.numel() for p in model.parameters()) + working(model)
     return Size(
-        sum(everything.values()), trained, sum(n for name, n in everything.items() if name not in borrowed)
+        all=everything,
+        trained=sum(sizes[name] for name in trained),
+        saved=sum(number for name, number in sizes.items() if name not in borrowed),
+        working=active,
+        tables=sum(sizes[name] for name in tables & trained),
+        rows=rows,
     )
 
 
-def tokens_a_step(builder: Builder, stage: StageConfig) -> float:
-    """Tokens the model reads in one optimizer step, from the first examples; thoughts are not counted."""
+def held_bytes(size: Size, train: TrainConfig, devices: int) -> int:
+    """Of weights, gradients and optimizer state on one device. With fsdp its share of all three, and beside
+    it whole weights and gradients while a step runs."""
+    whole = 4 * size.all + 4 * size.trained
+    if devices == 1 or train.sharding == "ddp":
+        return whole + size.state
+    return whole + (whole + size.state) // devices
+
+
+def sample_batch(builder: Builder, stage: StageConfig) -> Batch:
+    """The first examples, as the method reads them."""
     task = build_task(stage.data)
     encoder = builder.encoder(stage.data.model_copy(update={"max_prompt_tokens": None}), 1 << 20)
     if task.text:  # its windows are as long as the limits allow
@@ -86,14 +143,21 @@ def tokens_a_step(builder: Builder, stage: StageConfig) -> float:
         examples, _ = load_split(task, "train", stage.data, encoder, n=SAMPLE)
     else:
         examples = task.split("train", SAMPLE)
-    batch = Batches(examples, encoder, min(SAMPLE, len(examples)), 0).batch_at(0)
+    return Batches(examples, encoder, min(SAMPLE, len(examples)), 0).batch_at(0)
+
+
+def tokens_a_step(builder: Builder, stage: StageConfig) -> float:
+    """Tokens the model reads in one optimizer step, from the first examples; thoughts are not counted."""
+    batch = sample_batch(builder, stage)
     return count_tokens(batch) / len(batch) * stage.train.batch_size
 
 
-def activation_bytes(config: RunConfig, builder: Builder) -> int:
-    """Bytes one token leaves behind for backward: about 34 values a layer and width, and its logits."""
-    backbone = meta_backbone(config.backbone, len(builder.tokenizer))
-    return 4 * (34 * backbone.num_layers * backbone.width // 2 + 2 * backbone.vocab_size)
+def activation_bytes(backbone: Backbone, train: TrainConfig, size: Size) -> int:
+    """Bytes one token leaves behind for backward: about 34 values a layer and width, and its logits, which a
+    workspace model never holds all at once."""
+    half = train.precision == "bf16" or (train.precision == "auto" and size.all >= HALF_FROM)
+    logits = 0 if backbone.is_workspace else 2 * backbone.vocab_size
+    return (2 if half else 4) * (34 * backbone.num_layers * backbone.width // 2 + logits)
 
 
 def flops_per_second() -> float:

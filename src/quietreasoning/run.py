@@ -116,6 +116,8 @@ def diagnose(builder: Builder, stop: StopFlag | None = None) -> list[Diagnosis]:
     for index, stage in enumerate(builder.config.stages):
         seed_all(builder.config.seed, index, 0)
         method = builder.method(stage, method)
+        if stage.train.steps == 0:
+            continue  # nothing will be trained
         check = stop.check if stop is not None else lambda: None
         batch = builder.batches(stage, method.backbone.context, [], check).batch_at(0)
         optim = stage.optim if stage.train.steps != 0 else None  # rates of what was frozen name nothing

@@ -54,6 +54,21 @@ def parameters(model: WorkspaceForCausalLM) -> dict[str, int]:
     return found
 
 
+def working(model: WorkspaceForCausalLM) -> int:
+    """Parameters that a token is multiplied with, given what is on; of the adapters, those of one choice."""
+    c, own = model.config, parameters(model)
+    found = own["trunk blocks"] + c.vocab_size * c.hidden_size
+    if c.has("workspace"):
+        found += own["slots"] + own["readers of slots"] + own["router"]
+    if c.has("ssm"):
+        found += own["state-space experts"]
+    if c.has("pkm"):
+        found += own["product-key keys"] + own["product-key readers"]
+    if c.has("adapters"):
+        found += own["adapters"] * c.adapters_active // c.adapters
+    return found
+
+
 @dataclass(frozen=True)
 class Flops:
     """Forward FLOPs a token of one sequence; a multiplication and its addition are two."""

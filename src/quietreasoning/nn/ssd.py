@@ -25,7 +25,7 @@ from torch.nn import functional as F
 # exp(-20) is below what fp32 resolves beside 1; a bounded sum of exponents keeps its small terms exact
 FASTEST_DECAY = -20.0
 FORGOTTEN = -60.0  # nothing is left of a state; without this bound denormals slow a CPU down
-CACHE_ELEMENTS = 1 << 19  # a CPU walks over blocks of about this many elements: what lies between stays small
+CACHE_ELEMENTS = 1 << 18  # a CPU walks over blocks of about this many elements: what lies between stays small
 
 
 def ssd(
@@ -136,11 +136,12 @@ def _blocks(x: Tensor) -> Iterator[slice]:
 
 def _recur(fed: Tensor, decay: Tensor, state: Tensor, backwards: bool = False) -> tuple[Tensor, Tensor]:
     """state <- decay_j state + fed_j over the chunks j; the states before each of them, and the last."""
-    states = torch.empty(fed.shape, dtype=state.dtype, device=state.device)
-    for j in list(range(fed.shape[1]))[:: -1 if backwards else 1]:
-        states[:, j] = state
-        state = torch.addcmul(fed[:, j], state, decay[:, j])
-    return states, state
+    states = []
+    for part, last in list(zip(fed.unbind(1), decay.unbind(1), strict=True))[:: -1 if backwards else 1]:
+        states.append(state)
+        state = torch.addcmul(part, state, last)
+    states = states[::-1] if backwards else states
+    return torch.stack(states, 1) if len(states) > 1 else states[0][:, None], state
 
 
 class _Part:

@@ -34,8 +34,6 @@ class SSMExpert(nn.Module):
     the scan with one a = -exp(a_log) per head; y + skip x; RMSNorm(y SiLU(z)); W_o.
     """
 
-    kernel: Callable[..., Any] | None = None  # see `ssd`
-
     def __init__(
         self,
         width: int,
@@ -66,6 +64,7 @@ class SSMExpert(nn.Module):
         self.skip_H = nn.Parameter(torch.empty(self.heads))
         self.gated_norm = nn.RMSNorm(inner, eps=eps)
         self.out = nn.Linear(inner, width, bias=False)
+        self.kernel: Callable[..., Any] | None = None  # a faster scan, see `ssd`
         self.reset_parameters()
 
     @torch.no_grad()

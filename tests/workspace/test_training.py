@@ -1,0 +1,110 @@
+"""What training shows: noise stays noise, a shifted copy is learned, slots stay apart."""
+
+import math
+
+import torch
+from made_models import config
+
+from quietreasoning.backbone import Backbone, BackboneConfig
+from quietreasoning.contract import IGNORE, Batch, Markers
+from quietreasoning.losses.latent import slot_health
+from quietreasoning.methods.workspace import Workspace
+from quietreasoning.workspace import WorkspaceForCausalLM
+
+SMALL = {
+    **{"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2},
+    **{
+        "num_key_value_heads": 2,
+        "initializer_range": 0.1,
+        "ssm_blocks": (1,),
+        "ssm_inner": 16,
+        "pkm_blocks": (2,),
+    },
+    **{"slots": 4, "slot_width": 16, "adapter_fusion": False},
+}
+PLAN = {
+    "next_latent": 1.0,
+    "spread": 1.0,
+    "sparsity": 0.1,
+    "orthogonality": 0.05,
+    "contrast": 0.2,
+    "halting": 0.01,
+}
+
+
+def trained(text_of, features, steps, *, vocab=16, chunk=8, weights=None, lr=5e-3, seed=0, **sizes):
+    """Nats a token by step, and the method, trained on running text [rows, length] that `text_of` draws."""
+    torch.manual_seed(seed)
+    model = WorkspaceForCausalLM(
+        config(**(SMALL | sizes), vocab_size=vocab, chunk_size=chunk, features=features)
+    )
+    settings = Workspace.Config(features=features, learn="all", weights=weights or {})
+    method = Workspace(Backbone(model, BackboneConfig(), {}), settings, Markers((1,), 0)).train()
+    values = model.model.table.values
+    dense = [p for p in method.parameters() if p.requires_grad and p is not values]
+    optimizer = torch.optim.AdamW(dense, lr=lr, weight_decay=0.05, fused=True)
+    table = torch.optim.SparseAdam([values], lr=lr)
+    generator, nats = torch.Generator().manual_seed(seed), []
+    for _ in range(steps):
+        ids = text_of(generator)
+        nothing = torch.full((len(ids), 0), IGNORE)
+        batch = Batch(
+            torch.arange(len(ids)),
+            ids,
+            nothing[..., None],
+            nothing[..., None],
+            nothing,
+            torch.full((len(ids),), IGNORE),
+        )
+        out, units = method(batch), method.units(batch)
+        loss = sum(t.weight * t.total / max(units[t.unit], 1) for t in out.terms.values())
+        nll, count = out.metrics["nll"]
+        nats.append(float(nll.detach() / count))
+        for each in (optimizer, table):
+            each.zero_grad()
+        loss.backward()
+        for each in (optimizer, table):
+            each.step()
+    return torch.tensor(nats), method
+
+
+ON = ("workspace", "pkm", "adapters", "ssm")
+
+
+def test_noise_stays_noise():
+    """Fresh uniform noise: the nats of each step come before its update, so a model that sees no answer
+    cannot go below ln V but by chance (a label leaked to its own logit would cost next to nothing after 70 steps)."""
+    vocab, rows, length = 16, 8, 17
+    nats, _ = trained(lambda g: torch.randint(vocab, (rows, length), generator=g), ON, 150)
+    floor, last = math.log(vocab), nats[-80:].mean()
+    assert floor - 0.02 < last < floor + 0.12, last
+
+
+def test_a_copy_with_one_shift_is_learned():
+    """Every second token repeats the one before it: half the labels are sure, half cost ln V."""
+    vocab = 16
+
+    def doubled(generator):
+        return torch.randint(vocab, (8, 9), generator=generator).repeat_interleave(2, 1)[:, :17]
+
+    nats, method = trained(doubled, ON, 150, lr=1e-2)
+    assert abs(nats[-20:].mean() - math.log(vocab) / 2) < 0.15, nats[-20:].mean()
+    ids = doubled(torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        said = method.eval().backbone.model(ids).logits.argmax(-1)
+    assert (said[:, :-1:2] == ids[:, 1::2]).float().mean() > 0.95, "the next token, not the one after"
+
+
+def test_slots_do_not_collapse():
+    """1,000 steps with the weights of the plan: mean off-diagonal cosine below 0.5, rank above half."""
+
+    def text(generator):
+        half = torch.randint(16, (4, 6), generator=generator)
+        return torch.cat([half, half], 1)
+
+    nats, method = trained(text, ("workspace",), 1000, weights=PLAN, chunk=4, inner_steps=2, mean_steps=1.2)
+    with torch.no_grad():
+        trace = method.backbone.model(text(torch.Generator().manual_seed(1)), trace=True).trace
+    cosine_R, rank_R = slot_health(trace.slots[-1])
+    assert nats[-50:].mean() < nats[:50].mean() - 0.3, "the task must be learned for this to mean anything"
+    assert cosine_R.mean() < 0.5 and rank_R.mean() > 2, (cosine_R.mean(), rank_R.mean())

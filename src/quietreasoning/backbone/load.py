@@ -87,11 +87,11 @@ def _workspace(config: BackboneConfig, vocab_size: int) -> WorkspaceForCausalLM:
     model = WorkspaceForCausalLM(_workspace_shape(config, vocab_size))
     if config.workspace.trunk is not None:
         trunk = _load_pretrained(_trunk(config), torch.float32)
-        if trunk.get_input_embeddings().num_embeddings < vocab_size:
+        held = trunk.get_input_embeddings().num_embeddings
+        if held < vocab_size:
             raise UserError(
                 f"backbone.workspace.trunk={config.workspace.trunk}: the tokenizer has {vocab_size} "
-                f"tokens, the embedding only {trunk.get_input_embeddings().num_embeddings}. Give the tokenizer "
-                "of this model."
+                f"tokens, the embedding only {held}. Give the tokenizer of this model."
             )
         take_trunk(model, trunk)
     return model

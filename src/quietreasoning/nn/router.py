@@ -95,7 +95,7 @@ def choose(share_RE: Tensor, active: int) -> Choice:
 
 
 def neutral(rows: int, parts: tuple[str, ...], router: Router, device: torch.device) -> Plan:
-    """Without a workspace nothing is known about a chunk: all that is asked for is used, alike for all rows."""
+    """Without a workspace nothing is known about a chunk: all asked for is used, alike for all rows."""
     ones = torch.ones(rows, device=device)
     heads = router.heads
     return Plan(

@@ -73,7 +73,8 @@ class SlotUpdate(nn.Module):
     is its claim times exp(logit), normalised over tokens (the paper normalises the claims alone, which is
     nearly uniform unless other slots claim all the rest), and the GRN stands before the read.
 
-    The halting head follows PonderNet (arXiv 2107.05407): the result is sum_t p_t W_t, cut off once the cumulative p passes `threshold`
+    The halting head follows PonderNet (arXiv 2107.05407): the result is sum_t p_t W_t, cut off once
+    the cumulative p passes `threshold`
     or the slots move less than `epsilon`; the rest goes to the last executed step. While gradients are
     taken all steps are computed, the forward value is the same, and the gradient is that of the untruncated
     mixture (straight-through), so that a step that was not executed can still learn that it should be.

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from transformers import Cache
@@ -39,6 +40,11 @@ class State:
         return State(
             **{f.name: pytree.tree_map_only(Tensor, change, getattr(self, f.name)) for f in fields(self)}
         )
+
+    def take_in(self, x_RND: Tensor, valid_RN: Tensor) -> State:
+        """Keep what the read block said of a column until its chunk ends."""
+        open_RND = torch.cat([self.open_RND.to(x_RND.dtype), x_RND], 1)
+        return replace(self, open_RND=open_RND, open_RN=torch.cat([self.open_RN, valid_RN], 1))
 
     def first(self, rows: int) -> State:
         """The first `rows` streams."""

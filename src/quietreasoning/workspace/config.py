@@ -154,7 +154,8 @@ class WorkspaceConfig(PreTrainedConfig):
         ):
             raise UserError(
                 f"num_attention_heads={self.num_attention_heads} does not divide "
-                f"hidden_size={self.hidden_size}; try {divisor_near(self.hidden_size, self.num_attention_heads)}, or set head_dim"
+                f"hidden_size={self.hidden_size}; try "
+                f"{divisor_near(self.hidden_size, self.num_attention_heads)}, or set head_dim"
             )
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads

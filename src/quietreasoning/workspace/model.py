@@ -239,7 +239,7 @@ class WorkspaceModel(Switches, WorkspacePreTrained):
             if state.plan.pkm_R is not None and number in self.config.pkm_blocks:
                 x, reads[number] = self.remember(number, x, column, state.plan)
             if number == self.config.read_block and self.config.has("workspace"):
-                state = take_in(state, x, column)
+                state = state.take_in(x, column.valid_RN)
             seen.append(x)
         if trace is not None:
             trace.note(state, advance, read_RN, reads)
@@ -313,12 +313,3 @@ class WorkspaceModel(Switches, WorkspacePreTrained):
             return x, None
         read = reader(x[rows], self.table, temperature[rows])
         return x.index_add(0, rows, gate_R[rows, None, None].to(x.dtype) * read.out_RTD.to(x.dtype)), read
-
-
-def take_in(state: State, x: Tensor, column: Column) -> State:
-    """Keep what the read block said of this column until the chunk ends."""
-    return replace(
-        state,
-        open_RND=torch.cat([state.open_RND.to(x.dtype), x], 1),
-        open_RN=torch.cat([state.open_RN, column.valid_RN], 1),
-    )

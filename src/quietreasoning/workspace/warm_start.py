@@ -114,6 +114,7 @@ def _put(parameter: Tensor, value: Tensor) -> None:
     if parameter.shape != value.shape:
         raise UserError(
             f"backbone.workspace.trunk: a weight of shape {tuple(value.shape)} where "
-            f"{tuple(parameter.shape)} belongs; sizes of the trunk cannot be changed, drop them from backbone.workspace.sizes"
+            f"{tuple(parameter.shape)} belongs; sizes of the trunk cannot be changed, drop them from "
+            "backbone.workspace.sizes"
         )
     parameter.copy_(value)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,31 +26,14 @@ from quietreasoning.methods.sequence import (
     refuse_control,
     respond,
     row_seeds,
-    visible_part,
 )
 from quietreasoning.methods.workspace import distill
 from quietreasoning.methods.workspace.contrast import answer, next_chunk
+from quietreasoning.methods.workspace.reading import Sequence, at_answer, lay_out
 from quietreasoning.methods.workspace.settings import Workspace as Settings
 from quietreasoning.methods.workspace.terms import figures, retrieval_term, router_terms, slot_terms
 from quietreasoning.nn.corrupt import corrupt
 from quietreasoning.workspace import WorkspaceModel
-
-
-class Sequence(NamedTuple):
-    """What the model reads, and what it is to say at each place."""
-
-    ids_BT: Tensor
-    role_BT: Tensor
-    starts_BT: Tensor | None  # where the answer opens a chunk; None where there is no answer
-    labels_BT: Tensor  # the next token, IGNORE where it is not learned
-
-
-class AtAnswer(NamedTuple):
-    """The workspace that the answer reads."""
-
-    slots_BKD: Tensor
-    inner_BTD: Tensor | None  # mean slot after each inner step; None without gradients
-    logits: dict[str, Tensor]  # of the router, by part [B, outputs]
 
 
 class Workspace(Method):
@@ -69,8 +52,8 @@ class Workspace(Method):
         super().__init__(backbone, config, markers)
         if not backbone.is_workspace:
             raise UserError(
-                "method workspace needs a workspace model: set backbone.workspace.preset=tiny, or backbone.path "
-                "to a folder that holds one"
+                "method workspace needs a workspace model: set backbone.workspace.preset=tiny, or "
+                "backbone.path to a folder that holds one"
             )
         w, shape = config.weights, self.body.config
         self.body.set_features(config.features)
@@ -129,20 +112,7 @@ class Workspace(Method):
     # training
 
     def layout(self, batch: Batch) -> Sequence:
-        """Prompt, answer prefix, answer; a text without answer is read whole."""
-        everything = self.config.learn == "all"
-        prompt_BT, role_BT = batch.prompt_BP, role_of(batch.prompt_BP, Role.PROMPT)
-        if not (batch.answer_BA != IGNORE).any():
-            if not everything:
-                raise UserError("method.learn=answer, but these rows have no answer; set method.learn=all")
-            return Sequence(prompt_BT, role_BT, None, _next(prompt_BT))
-        visible = visible_part(batch, self.markers, None)
-        ids_BT = torch.cat([prompt_BT, visible.ids_BT], 1)
-        starts_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
-        starts_BT[:, prompt_BT.shape[1]] = True
-        known_BP = prompt_BT if everything else torch.full_like(prompt_BT, IGNORE)
-        labels_BT = _next(ids_BT, torch.cat([known_BP, visible.labels_BT], 1))
-        return Sequence(ids_BT, torch.cat([role_BT, visible.role_BT], 1), starts_BT, labels_BT)
+        return lay_out(batch, self.markers, everything=self.config.learn == "all")
 
     def units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
         config, w = self.config, self.config.weights
@@ -208,7 +178,7 @@ class Workspace(Method):
             return terms
         if seq.starts_BT is None:
             raise UserError("weights.step, teacher and retrieval need answers; this task is text without any")
-        at = self._at_answer(states, batch.prompt_BP.shape[1], seq.ids_BT.shape[1])
+        at = at_answer(states.trace, batch.prompt_BP.shape[1], seq.ids_BT.shape[1])
         slots_BKD, logits = at.slots_BKD, at.logits
         if w.step:
             inner = self.config.supervise == "inner"
@@ -221,32 +191,13 @@ class Workspace(Method):
             terms["retrieval"] = retrieval_term(self.config, logits, batch.rare_B)
         return terms
 
-    def _at_answer(self, states: States, first: int, width: int) -> AtAnswer:
-        """The workspace of the chunk that begins at column `first` of the input."""
-        trace, rows, slots, inner, logits = states.trace, [], [], [], {}
-        for number, column in enumerate(trace.columns):
-            begins_R = column.valid_RN[:, 0] & (column.index_RN[:, 0] % width == first)
-            rows.append(trace.row_R[: len(begins_R)][begins_R])
-            slots.append(trace.slots[number][begins_R])
-            if trace.advances[number] is not None and trace.advances[number].states_RTKD is not None:
-                inner.append(trace.advances[number].states_RTKD.mean(2)[begins_R])
-            for part, value in trace.plans[number].logits.items():
-                logits.setdefault(part, []).append(value[begins_R])
-        order_B = torch.cat(rows).argsort()
-        inner_BTD = torch.cat(inner)[order_B] if inner else None
-        return AtAnswer(
-            torch.cat(slots)[order_B],
-            inner_BTD,
-            {p: torch.cat(values)[order_B] for p, values in logits.items()},
-        )
-
     def _contrast(self, batch: Batch, states: States, seq: Sequence) -> tuple[Term, tuple[Tensor, Tensor]]:
         """The workspace knows the answer better than drawn tokens, or its next chunk than its others."""
         config, weight = self.config, self.config.weights.contrast
         if seq.starts_BT is None:
             total, hits, count = next_chunk(self.summary, self.backbone, states.trace, seq.ids_BT, config.tau)
             return Term(total, "chunk", weight), (hits, count)
-        at = self._at_answer(states, batch.prompt_BP.shape[1], seq.ids_BT.shape[1])
+        at = at_answer(states.trace, batch.prompt_BP.shape[1], seq.ids_BT.shape[1])
         query_BD = self.summary(at.slots_BKD.mean(1))
         total, hits, count = answer(
             query_BD, self.backbone, batch, self.markers.eos, config.negatives, config.tau
@@ -317,13 +268,6 @@ class Workspace(Method):
         finally:
             hook.remove()
             workspace.steps, workspace.threshold = kept
-
-
-def _next(ids_BT: Tensor, labels_BT: Tensor | None = None) -> Tensor:
-    """Each place's next label; the last has none, nor has padding before the first token."""
-    labels_BT = ids_BT if labels_BT is None else labels_BT
-    next_BT = torch.cat([labels_BT[:, 1:], torch.full_like(labels_BT[:, :1], IGNORE)], 1)
-    return next_BT.masked_fill(ids_BT == IGNORE, IGNORE)
 
 
 def _chunks(tokens_B: Tensor, chunk: int) -> Tensor:

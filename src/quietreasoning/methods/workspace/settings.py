@@ -100,6 +100,8 @@ class Workspace(MethodConfig):
             raise ValueError("temperature, reseed and int8 have no effect without the feature pkm; add it")
         if self.int8 and self.reseed:
             raise ValueError("int8 values are for serving; set reseed=0")
+        if self.teacher is not None and self.teacher.path is None:
+            raise ValueError("teacher.path is missing: fresh weights teach nothing; name a model folder")
         if (self.teacher is None) != (not weights.teacher):
             raise ValueError("teacher and weights.teacher belong together; give both or neither")
         if on & {"retrieval", "knn"} and not weights.retrieval:

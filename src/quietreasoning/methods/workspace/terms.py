@@ -151,11 +151,11 @@ def figures(trace: Trace, slots: int) -> Metrics:
         old = found.get(name)
         found[name] = (total + old[0], count + old[1]) if old else (total, count)
 
-    last = None
-    for number, update in advanced(trace):
+    for _, update in advanced(trace):
         add("workspace_steps", update.executed_R.float().sum(), len(update.executed_R))
-        last = trace.slots[number]
-    if last is not None:
+    held = [*(len(slots) for slots in trace.slots[1:]), 0]
+    if len(held) > 1:  # of each sequence that was read at all, its last slots: no company decides which
+        last = torch.cat([slots[n:] for slots, n in zip(trace.slots[1:], held[1:], strict=True)])
         cosine_R, rank_R = latent.slot_health(last)
         add("slot_cosine", cosine_R.sum(), len(cosine_R))
         add("slot_rank", rank_R.sum(), len(rank_R))

@@ -28,12 +28,48 @@ def test_a_recipe_ends_in_the_method_of_its_folder(name):
     assert settle(name).config.stages[-1].method.name == name.partition("/")[0]
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if not name.endswith(("-tiny", "/pointer"))])
+TWINS = {name: f"{name}-tiny" for name in RECIPES if not name.endswith(("tiny", "/pointer"))}
+TWINS["workspace/3b"] = "workspace/tiny"
+
+
+@pytest.mark.parametrize("name", TWINS)
 def test_a_large_recipe_has_a_small_twin_of_the_same_stages(name):
-    large, small = settle(name).config, settle(f"{name}-tiny").config
+    large, small = settle(name).config, settle(TWINS[name]).config
     assert [s.name for s in large.stages] == [s.name for s in small.stages]
     assert [s.method.name for s in large.stages] == [s.method.name for s in small.stages]
     assert small.backbone.scratch.width * small.backbone.scratch.layers <= 4 * 256
+    assert small.backbone.workspace is None or small.backbone.workspace.preset == "tiny"
+
+
+PLAN = {  # stage -> tokens, peak rate, modules
+    "warmstart_dense_ws": (7e9, 2.5e-4, "workspace"),
+    "pkm_adapters": (7e9, 1e-4, "workspace pkm adapters"),
+    "ssm_light": (2e9, 1e-4, "workspace pkm adapters ssm"),
+    "latent_distill": (1e9, 1e-4, "workspace pkm adapters ssm"),
+    "retrieval_supervision": (5e8, 1e-4, "workspace pkm adapters ssm retrieval knn"),
+    "compress_serve": (None, 1e-4, "workspace pkm adapters ssm retrieval knn"),
+}
+
+
+@pytest.mark.parametrize("name", ["workspace/3b", "workspace/tiny"])
+def test_the_six_stages_are_those_of_the_plan(name):
+    stages = settle(name).config.stages
+    assert [stage.name for stage in stages] == list(PLAN)
+    for stage, (tokens, rate, modules) in zip(stages, PLAN.values(), strict=True):
+        assert stage.method.features == tuple(modules.split())
+        if name == "workspace/3b":
+            assert stage.train.tokens == tokens and stage.optim.lr == rate
+            assert stage.optim.name == "adamw" and stage.optim.betas == (0.9, 0.95)
+            assert stage.optim.weight_decay == 0.05 and stage.optim.clip == 1.0
+    weights = [stage.method.weights for stage in stages]
+    plan = {"next_latent": 1.0, "sparsity": 0.1, "orthogonality": 0.05, "contrast": 0.2}
+    assert weights[0].model_dump() | plan == weights[0].model_dump()
+    assert weights[1].router_z == 1e-4 and stages[0].method.z_loss == 1e-4
+    assert stages[1].method.temperature == (2.0, 0.7) and stages[2].method.temperature == (0.7, 0.7)
+    assert weights[3].rationale == 5 and (weights[3].step or weights[3].teacher)
+    assert weights[4].retrieval and weights[2].gate
+    assert [stage.method.learn for stage in stages] == ["all"] * 3 + ["answer"] * 3
+    assert stages[5].train.steps == 0 and stages[5].method.int8
 
 
 def test_a_recipe_that_reads_files_asks_for_them():

@@ -6,11 +6,12 @@ from functools import cache
 import pytest
 import torch
 
-from quietreasoning.backbone import BackboneConfig, ScratchConfig, load_backbone
+from quietreasoning.backbone import BackboneConfig, load_backbone
 from quietreasoning.data.batches import Batches
 from quietreasoning.data.config import DataConfig, build_task
 from quietreasoning.data.encoder import Encoder
 from quietreasoning.data.load import load_split
+from quietreasoning.data.tasks import TASKS
 from quietreasoning.data.tokenizers import build_tokenizer
 from quietreasoning.layers import resolve_stages
 from quietreasoning.methods import METHODS
@@ -32,13 +33,35 @@ def stages() -> dict[str, dict]:
 
 
 STAGES = stages()
+SCRATCH = {"layers": 1, "width": 32, "heads": 2, "context": 1024}
+WORKSPACE = {
+    "preset": "tiny",
+    "sizes": {"num_hidden_layers": 2, "read_block": 1, "ssm_blocks": [1], "pkm_blocks": [2]}
+    | {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "chunk_size": 8, "slots": 8}
+    | {
+        "slot_width": 16,
+        "slot_heads": 2,
+        "router_width": 8,
+        "ssm_inner": 16,
+        "ssm_head_dim": 8,
+        "ssm_state": 4,
+    }
+    | {
+        "pkm_slots": 64,
+        "pkm_value_dim": 8,
+        "pkm_key_dim": 8,
+        "pkm_topk": 4,
+        "adapters": 2,
+        "adapter_rank": 2,
+    },
+}
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    """A folder in GSM8K's format."""
+def files(tmp_path_factory):
+    """Task -> what it reads: a folder in GSM8K's format, a corpus, questions with popularity."""
     folder = tmp_path_factory.mktemp("gsm8k")
-    lines = []
+    lines, corpus, asked = [], [], []
     for i in range(2, 42):
         text = f"Ann has {i} bags of {i + 1} nuts and eats {i % 5 + 1} nuts. How many are left?"
         total, left = i * (i + 1), i * (i + 1) - i % 5 - 1
@@ -47,23 +70,36 @@ def rows(tmp_path_factory):
             chain += f"\nLeft are {total}-{i % 5 + 1}=<<{total}-{i % 5 + 1}={left}>>{left} nuts."
         answer = left if i % 3 else total
         lines.append(json.dumps({"question": text, "answer": f"{chain}\n#### {answer}"}))
+        corpus.append(json.dumps({"text": f"{text} {chain} {text}"}))
+        asked.append(json.dumps({"question": text, "obj": f"Bo {i % 7}", "s_pop": 300 * i}))
     for split in ("train", "test"):
         (folder / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return str(folder)
+    others = tmp_path_factory.mktemp("others")
+    (others / "corpus.jsonl").write_text("\n".join(corpus), encoding="utf-8")
+    (others / "asked.jsonl").write_text("\n".join(asked), encoding="utf-8")
+    names = {"text": others / "corpus.jsonl", "jsonl": others / "asked.jsonl", "gsm8k": folder}
+    return {task: str(path) for task, path in names.items()}
 
 
 @pytest.fixture(scope="module")
-def encoded(rows):
+def encoded(files):
     @cache
-    def encode(task: str, options: str):
-        settings = {"task": task, "train": 40, "tokenizer": {"vocab": 384}}
-        if task == "gsm8k":
-            settings["path"] = rows
+    def encode(written: str):
+        settings = json.loads(written)
+        task = settings["task"]
+        if task in files:
+            settings |= {"path": files[task], "tokenizer": {"vocab": 384}}
+            settings.setdefault("format", {})["rationale"] = [
+                "left"
+            ]  # a word that so small a tokenizer knows
         else:
-            settings |= {"options": json.loads(options), "tokenizer": {"train": "words"}}
+            settings |= {"tokenizer": {"train": "words"}}
+        if not TASKS[task].whole_train:
+            settings["train"] = 40
         config = validate(DataConfig, settings)
-        encoder = Encoder(build_tokenizer(config, build_task(config)))
-        examples, _ = load_split(build_task(config), "train", config, encoder, n=24)
+        task = build_task(config)
+        encoder = Encoder(build_tokenizer(config, task), config.format, context=24 if task.text else None)
+        examples, _ = load_split(task, "train", config, encoder, n=24)
         return encoder, Batches(examples, encoder, 8).batch_at(0)
 
     return encode
@@ -72,15 +108,14 @@ def encoded(rows):
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_is_healthy(name, encoded):
     stage = STAGES[name]
-    data = stage["data"]
-    encoder, batch = encoded(data["task"], json.dumps(data.get("options", {})))
+    data = {key: stage["data"][key] for key in ("task", "options", "format") if key in stage["data"]}
+    encoder, batch = encoded(json.dumps(data))
     torch.manual_seed(0)
-    shape = ScratchConfig(layers=1, width=32, heads=2, context=1024)
-    backbone = load_backbone(BackboneConfig(scratch=shape), len(encoder.tokenizer))
     method_class = METHODS[stage["method"]["name"]]
+    shape = {"workspace": WORKSPACE} if stage["method"]["name"] == "workspace" else {"scratch": SCRATCH}
+    backbone = load_backbone(validate(BackboneConfig, shape), len(encoder.tokenizer))
     method = method_class(backbone, validate(method_class.Config, stage["method"]), encoder.markers())
     train = validate(TrainConfig, stage["train"])
-    diagnosis = examine(
-        method, batch, label=name, optim=validate(OptimConfig, stage["optim"]), enable=train.enable
-    )
+    optim = validate(OptimConfig, stage["optim"]) if train.steps != 0 else None
+    diagnosis = examine(method, batch, label=name, optim=optim, enable=train.enable)
     assert diagnosis.healthy, [str(finding) for finding in diagnosis.findings]

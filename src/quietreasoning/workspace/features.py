@@ -46,7 +46,9 @@ class Switches:
                 raise UserError(f"features: no module {name!r}. Choices: {', '.join(FEATURES)}")
         self.config.features = tuple(features)
         self.config.check()
-        owned = {id(p) for feature in FEATURES for p in self.parameters_of(feature)}
+        around = (self.workspace, self.readers, self.router, self.experts, self.table, self.memory)
+        adapters = (block.adapters for block in self.blocks)
+        owned = {id(p) for module in (*around, *adapters) for p in module.parameters()}
         on = {id(p) for feature in features for p in self.parameters_of(feature)}
         for p in self.parameters():
             if id(p) in owned:

@@ -160,7 +160,8 @@ class WorkspaceModel(Switches, WorkspacePreTrained):
         )
         if state is None:
             state = self.begin(len(layout.row_R), x_BTD)
-        record = Trace(layout.row_R, layout.columns) if trace else None
+        counts = self.training and torch.is_grad_enabled() and "pkm" in self.plan_parts()
+        record = Trace(layout.row_R, layout.columns) if trace or counts else None
         flat_ND = x_BTD.flatten(0, 1)
         outs = []
         for number, column in enumerate(layout.columns):
@@ -173,6 +174,8 @@ class WorkspaceModel(Switches, WorkspacePreTrained):
             outs.append(hidden)
         if not outs:
             raise UserError("attention_mask holds no token at all; give every call at least one")
+        if counts:  # once a forward: ranks add up what they count, and their rows differ in chunks
+            self.table.count(*record.hits())
         hidden_states = gather(layout.columns, outs, rows, width)
         if cache is not None:
             state.length_R, state.filled_R = layout.length_R, layout.filled_R
@@ -181,7 +184,7 @@ class WorkspaceModel(Switches, WorkspacePreTrained):
             last_hidden_state=hidden_states[-1],
             past_key_values=cache,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            trace=record,
+            trace=record if trace else None,
         )
 
     def begin(self, rows: int, like: Tensor) -> State:
@@ -305,8 +308,6 @@ class WorkspaceModel(Switches, WorkspacePreTrained):
         used_R = gate_R > 0
         if torch.is_grad_enabled() or bool(used_R.all()):
             read = reader(x, self.table, temperature)
-            if self.training:
-                self.table.count(read.indices_RTHK, column.valid_RN & used_R[:, None])
             return x + gate_R[:, None, None].to(x.dtype) * read.out_RTD.to(x.dtype), read
         rows = used_R.nonzero()[:, 0]
         if len(rows) == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -34,6 +35,16 @@ class Trace:
         if state.slots_RKD is not None:
             self.slots.append(state.slots_RKD)
             self.open_valid.append(read_RN)
+
+    def hits(self) -> tuple[Tensor, Tensor]:
+        """Slots of the memory that all tokens read, [1, N, H, K], and which tokens count [1, N]."""
+        found = [
+            (read.indices_RTHK.flatten(0, 1), (column.valid_RN & (plan.pkm_R > 0)[:, None]).flatten())
+            for column, plan, reads in zip(self.columns, self.plans, self.reads, strict=True)
+            for read in reads.values()
+        ]
+        indices, counted = zip(*found, strict=True)
+        return torch.cat(indices)[None], torch.cat(counted)[None]
 
 
 @dataclass

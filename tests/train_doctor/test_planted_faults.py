@@ -354,6 +354,36 @@ def test_a_planted_fault_is_named(fault, backbone, markers, batch):
     assert all("\n" not in str(finding) and finding.cure for finding in found)
 
 
+class LearnsPrompts(PromptLabels):
+    learns_prompt = True
+
+
+class Slack(ZeroGradient):
+    slack = ("extra",)
+
+
+class SlackInName(ZeroGradient):
+    """A flat term is no slack one where it is not zero."""
+
+    slack = ("extra",)
+
+    def forward(self, batch, carry=None):
+        output = super().forward(batch)
+        extra = output.terms["extra"]
+        return replace(
+            output, terms={**output.terms, "extra": replace(extra, total=extra.total + len(batch))}
+        )
+
+
+def test_what_a_method_says_of_itself_is_no_fault(backbone, markers, batch):
+    for method in (LearnsPrompts, Slack):
+        diagnosis = examine(method(backbone, method.Config(), markers), batch)
+        assert diagnosis.healthy, [str(finding) for finding in diagnosis.findings]
+    assert "term extra is slack on these rows: nothing breaks its limit" in diagnosis.notes
+    found = examine(SlackInName(backbone, SlackInName.Config(), markers), batch).findings
+    assert "no-gradient" in {finding.check for finding in found}
+
+
 def test_a_term_without_its_batch_field_is_named(backbone, markers, batch):
     blind = replace(batch, results_BKR=torch.full_like(batch.results_BKR, IGNORE))
     found = examine(Slots(backbone, Slots.Config(), markers), blind).findings

@@ -19,9 +19,9 @@ from quietreasoning.losses.language import chunked_next_token
 from quietreasoning.methods.supervision import count_targets, step_targets
 
 
-def targets(batch: Batch, target: str, slots: int, width: int) -> Tensor:
-    """Ids [B, K]: slot j * width + i says token i of step j; the slots left over repeat the last step."""
-    target_BJW = step_targets(batch, target, slots // width, width, repeat_last=True)
+def targets(batch: Batch, target: str, slots: int, width: int, *, repeat_last: bool) -> Tensor:
+    """Ids [B, K]: slot j * width + i says token i of step j; see `step_targets` for those left over."""
+    target_BJW = step_targets(batch, target, slots // width, width, repeat_last=repeat_last)
     rows = target_BJW.flatten(1)
     return nn.functional.pad(rows, (0, slots - rows.shape[1]), value=IGNORE)
 
@@ -34,7 +34,7 @@ class Speaker(nn.Module):
         self.norm, self.out = nn.LayerNorm(slot_width), nn.Linear(slot_width, width)
 
     def forward(self, slots_BKD: Tensor) -> Tensor:
-        return self.out(self.norm(slots_BKD))
+        return self.out(self.norm(slots_BKD.to(self.out.weight.dtype)))
 
 
 def step_term(
@@ -73,7 +73,7 @@ class Teacher(nn.Module):
     def term(self, batch: Batch, slots_BKD: Tensor, weight: float) -> Term:
         """Slot j against step j; unit "taught"."""
         wanted_BKD, there_BK = self.segments(batch, slots_BKD.shape[1])
-        own_BKD = self.project(slots_BKD[:, : wanted_BKD.shape[1]])
+        own_BKD = self.project(slots_BKD[:, : wanted_BKD.shape[1]].to(self.project.weight.dtype))
         total = hidden_match(own_BKD.flatten(0, 1)[None], wanted_BKD.flatten(0, 1)[None], there_BK.flatten())
         return Term(total, "taught", weight)
 

@@ -72,8 +72,8 @@ class Workspace(Method):
         if (w.step or w.teacher) and config.step_width > shape.slots:
             raise UserError(f"step_width={config.step_width} is more than the {shape.slots} slots; lower it")
         width, slot_width = shape.hidden_size, shape.slot_width
-        self.predict = _mlp(slot_width, slot_width) if w.next_latent or w.spread else None
-        self.summary = _mlp(slot_width, width) if w.contrast else None
+        self.predict = _Mlp(slot_width, slot_width) if w.next_latent or w.spread else None
+        self.summary = _Mlp(slot_width, width) if w.contrast else None
         self.speaker = distill.Speaker(slot_width, width) if w.step else None
         self.teacher = None
         if w.teacher:
@@ -207,7 +207,9 @@ class Workspace(Method):
     def _step_targets(self, batch: Batch) -> Tensor:
         shape = self.body.config
         places = shape.slots if self.config.supervise == "slot" else shape.inner_steps
-        return distill.targets(batch, self.config.target, places, self.config.step_width)
+        return distill.targets(
+            batch, self.config.target, places, self.config.step_width, repeat_last=self.config.repeat_last
+        )
 
     # answering
 
@@ -274,5 +276,11 @@ def _chunks(tokens_B: Tensor, chunk: int) -> Tensor:
     return (tokens_B + chunk - 1) // chunk
 
 
-def _mlp(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(inputs, inputs), nn.GELU(), nn.Linear(inputs, outputs))
+class _Mlp(nn.Sequential):
+    """Its weights stay fp32, whatever the model's are held in."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(nn.Linear(inputs, inputs), nn.GELU(), nn.Linear(inputs, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self[0].weight.dtype))

@@ -77,6 +77,8 @@ class Workspace(MethodConfig):
     """Who says a gold step, see `weights.step`: slot j step j, or the workspace after inner step t step t."""
     target: Literal["result", "step"] = "result"
     """What is said of a step, see `weights.step`."""
+    repeat_last: bool = False
+    """Slots or inner steps beyond the last gold step say it again; else they are free."""
     step_width: int = Field(1, ge=1)
     """Slots, and tokens, a step has."""
     teacher: BackboneConfig | None = None

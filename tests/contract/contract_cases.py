@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
+from dataclasses import replace
+from functools import cache
+
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
@@ -17,6 +23,13 @@ from quietreasoning.train.state import TrainState
 VOCAB = 40
 MARKERS = Markers(answer_prefix=(37, 38), eos=39)
 WORDS = 36  # ids a row may draw from; 0 is one of them, since padding must not read as token 0
+
+EVERY = ("workspace", "pkm", "adapters", "ssm", "retrieval", "knn")
+OF_TEXT = {
+    **{"next_latent": 1, "spread": 0.3, "sparsity": 0.1, "orthogonality": 0.05, "contrast": 0.2},
+    **{"halting": 0.1, "router_z": 0.01, "balance": 0.1, "entropy": 1, "gate": 1, "budget": 0.1},
+}
+EVERYTHING = OF_TEXT | {"rationale": 5, "step": 0.5, "retrieval": 1}
 
 CASES: dict[str, tuple[str, dict]] = {
     "plain": ("plain", {}),
@@ -38,7 +51,19 @@ CASES: dict[str, tuple[str, dict]] = {
     "slots-wide": ("slots", {"blocks": 2, "width": 2, "loops": 3, "target": "step", "supervise": "all"}),
     "slots-full": ("slots", {"blocks": 3, "loops": 2, "attend": "full", "repeat_last": True}),
     "slots-steps-only": ("slots", {"blocks": 2, "loops": 3, "weights": {"answer": 0}}),
+    "workspace-trunk": ("workspace", {"features": (), "z_loss": 0}),
+    "workspace": ("workspace", {"z_loss": 0}),
+    "workspace-static": ("workspace", {"features": ("ssm", "pkm", "adapters"), "z_loss": 0}),
+    "workspace-all": ("workspace", {"features": EVERY, "learn": "all", "weights": EVERYTHING, "z_loss": 0}),
+    "workspace-text": ("workspace", {"features": EVERY[:4], "learn": "all", "weights": OF_TEXT, "z_loss": 0}),
+    "workspace-steps": (
+        "workspace",
+        {"step_width": 2, "target": "step", "weights": {"step": 0.5}, "z_loss": 0},
+    ),
+    "workspace-inner": ("workspace", {"supervise": "inner", "weights": {"step": 1}, "z_loss": 0}),
+    "workspace-teacher": ("workspace", {"teacher": "a folder", "weights": {"teacher": 0.3}, "z_loss": 0}),
 }
+WORKSPACE = tuple(case for case in CASES if case.startswith("workspace"))
 NULLS = ("pause-none", "continuous-none", "slots-none", "coconut-start")
 
 
@@ -47,6 +72,55 @@ def scratch(seed: int = 0, *, std: float = 0.3, **shape) -> Backbone:
     torch.manual_seed(seed)
     shape = {"layers": 2, "width": 32, "heads": 2, "mlp": 32, "context": 96, "init_std": std} | shape
     return load_backbone(BackboneConfig(scratch=ScratchConfig(**shape)), VOCAB)
+
+
+def backbone_for(
+    case: str, seed: int = 0, *, dtype: str = "float32", tie: bool = False, layers: int = 2
+) -> Backbone:
+    """What a case stands on: `scratch`, or a workspace model of which every part speaks.
+
+    Chunks of 4 tokens, so that prompts and answers of these rows have one to three.
+    """
+    shape = {"layers": layers, "width": 32, "heads": 2, "mlp": 32, "context": 96, "init_std": 0.3, "tie": tie}
+    if case not in WORKSPACE:
+        torch.manual_seed(seed)
+        return load_backbone(BackboneConfig(scratch=ScratchConfig(**shape), dtype=dtype), VOCAB)
+    sizes = {
+        **{"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2},
+        **{"initializer_range": 0.3, "max_position_embeddings": 96, "tie_word_embeddings": tie},
+        **{
+            "chunk_size": 4,
+            "slots": 6,
+            "slot_width": 16,
+            "slot_heads": 2,
+            "read_block": 1,
+            "router_width": 8,
+        },
+        **{"ssm_blocks": (1, 2), "ssm_inner": 16, "ssm_state": 4, "ssm_head_dim": 8, "mean_steps": 1.5},
+        **{
+            "pkm_blocks": (3,),
+            "pkm_slots": 16,
+            "pkm_value_dim": 8,
+            "pkm_heads": 2,
+            "pkm_key_dim": 4,
+            "pkm_topk": 3,
+        },
+        **{"adapters": 3, "adapter_rank": 2, "num_key_value_heads": 1, "bptt_chunks": 2},
+    }
+    torch.manual_seed(seed)
+    backbone = load_backbone(BackboneConfig(workspace={"sizes": sizes}, dtype=dtype), VOCAB)
+    body = backbone.model.model
+    with torch.no_grad():
+        for reader in body.readers.values():
+            reader.gate.fill_(0.7)
+        for part in (*body.experts.values(), *body.memory.values()):
+            part.out.weight.normal_(std=0.3)
+        for block in body.blocks:
+            for p in block.adapters.parameters():
+                p.add_(0.2 * torch.randn_like(p))
+        for p in (body.workspace.stop.weight, *(head.weight for head in body.router.heads.values())):
+            p.normal_()
+    return backbone
 
 
 def sliding() -> Backbone:
@@ -59,12 +133,23 @@ def sliding() -> Backbone:
     return Backbone(AutoModelForCausalLM.from_config(config), BackboneConfig(), {})
 
 
+@cache
+def teacher() -> dict:
+    """Settings of a small teacher; its folder goes with the process."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    scratch(9, layers=1, width=16, mlp=16).model.save_pretrained(folder)
+    return {"path": folder}
+
+
 def make(case: str, backbone: Backbone | None = None) -> Method:
     """The method of a case; the backbone is a fresh one unless given."""
     name, settings = CASES[case]
-    backbone = backbone or scratch()
+    settings = settings | ({"teacher": teacher()} if "teacher" in settings else {})
+    backbone = backbone or backbone_for(case)
     torch.manual_seed(1)
-    method = METHODS[name](backbone, METHODS[name].Config(**settings), MARKERS)
+    markers = replace(MARKERS, rationale=(3, 36)) if "rationale" in settings.get("weights", {}) else MARKERS
+    method = METHODS[name](backbone, METHODS[name].Config(**settings), markers)
     return method.train()
 
 
@@ -104,17 +189,30 @@ def batch_of(rows: list[int]) -> Batch:
         nest(1),
         nest(2),
         pad([r[3] for r in made]),
-        torch.full((len(rows),), IGNORE),
+        torch.tensor([(IGNORE, 0, 1)[row % 3] for row in rows]),
     )
 
 
-def batches(batch_size: int):
+def text_of(rows: list[int]) -> Batch:
+    """Running text: rows that are prompts alone, of 5 to 16 tokens."""
+    made = [[token for at in range(2) for token in row_of(2 * row + at)[0]] for row in rows]
+    none = torch.full((len(rows), 0), IGNORE)
+    keys, unknown_B = torch.tensor(rows), torch.full((len(rows),), IGNORE)
+    return Batch(keys, pad(made, left=True), none[..., None], none[..., None], none, unknown_B)
+
+
+def rows_of(case: str):
+    """How a case's rows are made into a batch."""
+    return text_of if case.endswith("-text") else batch_of
+
+
+def batches(batch_size: int, made=batch_of):
     """batch_at of the contract: lanes and ranks only cut the rows of a step."""
 
     def batch_at(step, lane, lanes, rank, world):
         size = batch_size // (lanes * world)
         first = step * batch_size + (lane * world + rank) * size
-        return batch_of(list(range(first, first + size)))
+        return made(list(range(first, first + size)))
 
     return batch_at
 
@@ -124,7 +222,7 @@ def start(
 ) -> TrainState:
     """Training state under SGD with momentum, which sees both the scale of a loss and a lost state."""
     config, optim = configs(**settings)
-    return TrainState.create(method or make(case, scratch(layers=1)), config, optim, machine)
+    return TrainState.create(method or make(case, backbone_for(case, layers=1)), config, optim, machine)
 
 
 def configs(*, steps=2, accumulate=1, batch_size=8, sharding="ddp") -> tuple[TrainConfig, OptimConfig]:
@@ -134,10 +232,10 @@ def configs(*, steps=2, accumulate=1, batch_size=8, sharding="ddp") -> tuple[Tra
     return config, OptimConfig(name="sgd", lr=0.02, clip=1.0)
 
 
-def go(state: TrainState, **settings) -> list[dict[str, float]]:
+def go(state: TrainState, made=batch_of, **settings) -> list[dict[str, float]]:
     """Trains on; per step: the loss, every term, every metric and the gradient norm."""
     config, optim = configs(**settings)
-    records = train(state, batches(config.batch_size), config, optim)
+    records = train(state, batches(config.batch_size, made), config, optim)
     return [
         {"loss": r.loss, "grad_norm": r.grad_norm, "tokens": r.tokens, **r.losses, **r.metrics}
         for r in records
@@ -151,7 +249,7 @@ def weights(method: Method) -> dict[str, torch.Tensor]:
 def run(case: str, *, machine: Machine | None = None, **settings):
     """(records, final weights) of a short training."""
     state = start(case, machine=machine, **settings)
-    records = go(state, **settings)
+    records = go(state, rows_of(case), **settings)
     return records, weights(state.finish())
 
 

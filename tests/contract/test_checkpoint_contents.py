@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contract_cases import CASES, VOCAB, batch_of, go, make, scratch, start
+from contract_cases import CASES, VOCAB, backbone_for, batch_of, go, make, rows_of, scratch, start
 from safetensors.torch import load_file
 
 from quietreasoning.backbone import BackboneConfig, LoraConfig, load_backbone
@@ -24,7 +24,7 @@ def on_folder(case, folder, tune):
 
 def saved(method, case, path):
     state = start(case, method=method, steps=1)
-    go(state, steps=1)
+    go(state, rows_of(case), steps=1)
     return save_state(state, path, run={}, position={})
 
 
@@ -55,11 +55,11 @@ def test_all_but_the_borrowed(case, tune, folder, tmp_path):
 
 @pytest.mark.parametrize("case", CASES)
 def test_tied_embeddings_come_back_tied(case, tmp_path):
-    method = make(case, scratch(tie=True))
+    method = make(case, backbone_for(case, tie=True))
     path = saved(method, case, tmp_path)
     held = load_file(path / "method.safetensors")
     assert sum("embed_tokens" in name or "lm_head" in name for name in held) == 1
-    again = make(case, scratch(seed=5, tie=True))
+    again = make(case, backbone_for(case, seed=5, tie=True))
     load_weights(path, again)
     model = again.backbone.model
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight

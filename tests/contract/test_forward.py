@@ -6,9 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from contract_cases import CASES, MARKERS, VOCAB, batch_of, make, row_of, scratch
+from contract_cases import (
+    CASES,
+    MARKERS,
+    VOCAB,
+    WORKSPACE,
+    backbone_for,
+    batch_of,
+    make,
+    row_of,
+    rows_of,
+    scratch,
+)
 
-from quietreasoning.backbone import BackboneConfig, ScratchConfig, load_backbone, role_of
+from quietreasoning.backbone import role_of
 from quietreasoning.contract import IGNORE, Role
 
 ROWS = list(range(8))
@@ -19,19 +30,26 @@ def loss_of(method, batch):
     return sum(t.weight * t.total / max(counts[t.unit], 1) for t in method(batch).terms.values())
 
 
+def heard(p):
+    """Whether a parameter got a gradient."""
+    values = p.grad.coalesce().values() if p.grad is not None and p.grad.is_sparse else p.grad
+    return values is not None and bool(values.any())
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_trainable_parameter_receives_a_gradient(case):
-    method = make(case)
-    loss_of(method, batch_of(ROWS)).backward()
-    missed = [name for name, p in method.named_parameters() if p.grad is None or not p.grad.any()]
+    method, batch = make(case), rows_of(case)(ROWS)
+    loss_of(method, batch).backward()
+    trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
+    missed = [name for name, p in trained.items() if not heard(p)]
     # up is behind down, which starts at zero: it moves from the second step on
     assert not [name for name in missed if not name.startswith("feedback.up.")]
     with torch.no_grad():
         for name, p in method.named_parameters():
             if name.startswith("feedback.down"):
                 p.normal_()
-    loss_of(method, batch_of(ROWS)).backward()
-    assert all(p.grad.any() for p in method.parameters())
+    loss_of(method, batch).backward()
+    assert all(heard(p) == p.requires_grad for p in method.parameters())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -41,10 +59,13 @@ def test_units_are_what_forward_sums(case):
     with torch.no_grad():
         method.backbone.model.get_output_embeddings().weight.zero_()
     for rows in (ROWS, [3], [1], [4, 5]):
-        batch = batch_of(rows)
+        batch = rows_of(case)(rows)
         units, out = method.units(batch), method(batch)
-        assert {term.unit for term in out.terms.values()} == set(units)
+        named = {term.unit for term in out.terms.values()}
+        assert named <= set(units) if case in WORKSPACE else named == set(units)
         for name, term in out.terms.items():
+            if case in WORKSPACE and name not in ("lm", "step"):
+                continue  # of the workspace, not of labels: tests/methods/test_workspace.py counts them
             if name == "match":
                 assert term.unit == "sequence" and units["sequence"] == len(rows)
             else:
@@ -56,7 +77,7 @@ def test_units_are_what_forward_sums(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_padding_changes_nothing(case):
-    method, batch = make(case), batch_of(ROWS)
+    method, batch = make(case), rows_of(case)(ROWS)
     wider = {}
     for field in ("steps_BKS", "results_BKR"):
         ids = getattr(batch, field)
@@ -76,10 +97,11 @@ def test_padding_changes_nothing(case):
 @pytest.mark.parametrize("case", CASES)
 def test_a_batch_costs_what_its_rows_cost(case):
     method = make(case)
-    together, alone = method(batch_of(ROWS)).terms, [method(batch_of([row])).terms for row in ROWS]
+    rows = rows_of(case)
+    together, alone = method(rows(ROWS)).terms, [method(rows([row])).terms for row in ROWS]
     for name, term in together.items():
         parts = sum(terms[name].total.item() for terms in alone)
-        assert term.total.item() == pytest.approx(parts, rel=1e-4)
+        assert term.total.item() == pytest.approx(parts, rel=1e-4, abs=1e-6)
 
 
 def naive(backbone, row: int, chain: bool) -> tuple[float, int]:
@@ -130,11 +152,10 @@ def test_without_thoughts_it_is_the_baseline(null, twin):
 
 @pytest.mark.parametrize("case", CASES)
 def test_weights_held_in_bfloat16(case):
-    shape = ScratchConfig(layers=2, width=32, heads=2, mlp=32, context=96, init_std=0.3)
-    method = make(case, load_backbone(BackboneConfig(scratch=shape, dtype="bfloat16"), VOCAB))
-    loss = loss_of(method, batch_of(ROWS))
+    method, batch = make(case, backbone_for(case, dtype="bfloat16")), rows_of(case)(ROWS)
+    loss = loss_of(method, batch)
     loss.backward()
     assert torch.isfinite(loss) and loss.dtype == torch.float32
-    assert len(method.eval().generate(batch_of(ROWS).prompt_BP, max_new_tokens=2).tokens) == len(ROWS)
+    assert len(method.eval().generate(batch.prompt_BP, max_new_tokens=2).tokens) == len(ROWS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.isfinite(loss_of(make(case), batch_of(ROWS)))
+        assert torch.isfinite(loss_of(make(case), batch))

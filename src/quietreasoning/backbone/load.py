@@ -85,6 +85,7 @@ def _trunk(config: BackboneConfig) -> BackboneConfig:
 def _workspace(config: BackboneConfig, vocab_size: int) -> WorkspaceForCausalLM:
     """Fresh, or around the weights of a trunk: its first logits are the trunk's."""
     model = WorkspaceForCausalLM(_workspace_shape(config, vocab_size))
+    model.model.set_features(())  # until a method switches them on
     if config.workspace.trunk is not None:
         trunk = _load_pretrained(_trunk(config), torch.float32)
         held = trunk.get_input_embeddings().num_embeddings

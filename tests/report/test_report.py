@@ -11,7 +11,7 @@ import pytest
 from quietreasoning.config import UserError
 from quietreasoning.evaluate.rows import save
 from quietreasoning.report.build import report
-from quietreasoning.report.charts import MAX_POINTS, stage_starts, thinned
+from quietreasoning.report.curves import MAX_POINTS, stage_starts, thinned
 from quietreasoning.report.findings import comparisons, reading
 from quietreasoning.report.runs import merge, read_run
 

@@ -10,12 +10,23 @@ from typing import Any
 
 from quietreasoning.config import UserError
 from quietreasoning.evaluate.rows import Report, Row, pool
-from quietreasoning.evaluate.table import accuracy, caption, chain_passes, figure, label, sample_size, saving
+from quietreasoning.evaluate.table import (
+    accuracy,
+    caption,
+    chain_passes,
+    figure,
+    is_text,
+    label,
+    sample_size,
+    saving,
+    text_columns,
+)
 from quietreasoning.report import charts, findings
 from quietreasoning.report import html as h
 from quietreasoning.report.identity import runs_section
 from quietreasoning.report.runs import Run, merge, read_run
 from quietreasoning.report.style import CSS
+from quietreasoning.report.training import training_section
 
 MAX_SAMPLES = 4
 MAX_TESTS = 15  # more are folded away
@@ -85,6 +96,8 @@ def task_section(
     pooled = pool(row for found in reports for row in found.rows)
     asked = next((run for run in runs if any(own.task == task for own in run.reports)), runs[0])
     command = f"quiet eval {asked.path}"
+    if is_text(pooled):
+        return text_section(anchor, task, split, reports, pooled)
     return h.section(
         anchor,
         f"{task} ({split} split)",
@@ -113,6 +126,30 @@ def task_section(
         or h.absent("Fewer than two arms were evaluated.", f"{command} 'eval.baselines=[RUN]'"),
         "<h3>Samples</h3>",
         samples(reports) or h.absent("No samples were kept.", f"{command} eval.samples=3"),
+    )
+
+
+def text_section(anchor: str, task: str, split: str, reports: Sequence[Report], pooled: Sequence[Row]) -> str:
+    """Running text has no answers: how well it was predicted, and no more."""
+    rows = [
+        (
+            "own",
+            [
+                h.esc(row["method"]),
+                *(h.esc(cell(row)) for cell in text_columns().values()),
+                h.esc(sample_size(row)),
+            ],
+        )
+        for row in pooled
+    ]
+    headings = ["arm", *(" ".join(name.split()) for name in text_columns()), "windows x seeds"]
+    return h.section(
+        anchor,
+        f"{task} ({split} split)",
+        f'<div class="box"><h3>What is shown</h3>{h.bullets(findings.predicted(pooled))}'
+        f"<h3>What is not</h3>{h.bullets(findings.about_text(reports))}</div>",
+        "<h3>Results</h3>",
+        h.table(headings, rows, figures=range(1, len(headings)), caption=caption(pooled)),
     )
 
 
@@ -251,24 +288,3 @@ def gold(text: str) -> str:
     if "\n" in text:
         return f"<p>Gold:</p><pre>{h.esc(text)}</pre>"
     return f"<p>Gold: <code>{h.esc(text)}</code></p>"
-
-
-def training_section(runs: Sequence[Run]) -> str:
-    parts = []
-    by_recipe: dict[str, list[list[Run]]] = defaultdict(list)  # recipe -> runs that differ by seed alone
-    for run in sorted(runs, key=lambda run: run.group):
-        alike = next((own for own in by_recipe[run.group] if own[0].but_seed == run.but_seed), None)
-        if alike is None:
-            by_recipe[run.group].append(alike := [])
-        alike.append(run)
-    for own in (own for groups in by_recipe.values() for own in groups):
-        name = own[0].group
-        if len(by_recipe[name]) > 1:
-            name += f" ({', '.join(run.name for run in own)})"
-        parts.append(f"<h3>{h.esc(name)}</h3>")
-        picture = charts.training_curves(own)
-        note = "Means of neighbouring steps. Dotted: a new stage begins."
-        parts.append(
-            h.figure(picture, note) or h.absent("No training log.", f"quiet train RECIPE out={own[0].path}")
-        )
-    return h.section("training", "Training", *parts)

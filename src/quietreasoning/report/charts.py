@@ -11,7 +11,6 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -20,7 +19,6 @@ from matplotlib.figure import Figure
 
 from quietreasoning.evaluate.rows import LABELS, Row
 from quietreasoning.evaluate.statistics import wilson
-from quietreasoning.report.runs import Run
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*"  # one more than colours: the look of a method recurs after 56
@@ -31,7 +29,6 @@ STYLE = {
     "legend.frameon": False, "svg.fonttype": "path", "svg.hashsalt": "quiet",
     "figure.constrained_layout.use": True, "text.parse_math": False,
 }  # fmt: skip
-MAX_POINTS = 300
 
 
 def picture(figure: Figure, alt: str) -> str:
@@ -232,54 +229,3 @@ def controls(rows: Sequence[Row]) -> str:
 
 def name_of(row: Row) -> str:
     return row["method"] if row["control"] is None else LABELS.get(row["control"], row["control"])
-
-
-@matplotlib.rc_context(STYLE)
-def training_curves(runs: Sequence[Run]) -> str:
-    """Loss terms of runs that differ by seed alone; a line between stages."""
-    terms = list(
-        dict.fromkeys(key for run in runs for row in run.log for key in row if key.startswith("loss/"))
-    )
-    extra = [
-        key
-        for key in dict.fromkeys(key for run in runs for row in run.log for key in row)
-        if key.startswith("eval/") and key.endswith("accuracy")
-    ]
-    drawn = [*terms, *extra]
-    if not drawn:
-        return ""
-    figure, all_axes = panels(len(drawn), width=3.4, height=2.3)
-    for axes, term in zip(all_axes, drawn, strict=True):
-        values: list[float] = []
-        for i, run in enumerate(runs):
-            points = [(row["step"], row[term]) for row in run.log if is_number(row.get(term))]
-            x, y = thinned(points)
-            values += y
-            colour, name = COLOURS[i % len(COLOURS)], f"seed {run.settings.get('seed', run.name)}"
-            axes.plot(x, y, color=colour, linewidth=1.1, label=name, marker="." if len(x) < 12 else "")
-        for step in stage_starts(runs[0]):
-            axes.axvline(step, color="#999999", linestyle=":", linewidth=1)
-        if term in terms and values and min(values) > 0 and max(values) / min(values) > 50:
-            axes.set_yscale("log")
-        axes.set_title(term, fontsize=9, loc="left")
-        axes.set_xlabel("step")
-    if len(runs) > 1:
-        all_axes[0].legend(fontsize=8)
-    return picture(figure, f"Training curves of {runs[0].group}: {', '.join(drawn)} by step.")
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def thinned(points: Sequence[tuple[int, float]]) -> tuple[list[float], list[float]]:
-    """Means of neighbours, so that no line has more than MAX_POINTS points."""
-    size = max(1, math.ceil(len(points) / MAX_POINTS))
-    chunks = [points[i : i + size] for i in range(0, len(points), size)]
-    return [c[-1][0] for c in chunks], [sum(y for _, y in c) / len(c) for c in chunks]
-
-
-def stage_starts(run: Run) -> list[int]:
-    """Steps at which a later stage begins."""
-    staged = [(row["step"], row["stage"]) for row in run.log if "stage" in row]
-    return [b[0] for a, b in pairwise(staged) if a[1] != b[1]]

@@ -8,7 +8,7 @@ from typing import Any
 
 from quietreasoning.evaluate.compare import LEVEL
 from quietreasoning.evaluate.rows import Report, Row
-from quietreasoning.evaluate.table import accuracy, figure
+from quietreasoning.evaluate.table import accuracy, figure, perplexity
 
 
 def shown(reports: Sequence[Report], pooled: Sequence[Row]) -> list[str]:
@@ -26,6 +26,24 @@ def reached(pooled: Sequence[Row]) -> list[str]:
         said = [f"{row['method']} {accuracy(row)} % with {spent(row)}" for row in beside]
         lines.append(f"Beside {'it' if len(quiet) == 1 else 'them'}: {'; '.join(said)}.")
     return lines
+
+
+def predicted(pooled: Sequence[Row]) -> list[str]:
+    """One sentence an arm that read running text."""
+    return [
+        f"{row['method']} predicts the text at perplexity {perplexity(row)}; {accuracy(row)} % of its tokens "
+        "come first."
+        for row in pooled
+    ]
+
+
+def about_text(reports: Sequence[Report]) -> list[str]:
+    """What a reader must not conclude from a perplexity."""
+    return [
+        "Perplexities of different tokenizers cannot be compared.",
+        "How well text is predicted says nothing about answers.",
+        *provenance(reports, any(report.split == "test" for report in reports)),
+    ]
 
 
 def spent(row: Row) -> str:
@@ -107,16 +125,21 @@ def not_shown(reports: Sequence[Report], pooled: Sequence[Row]) -> list[str]:
                 f"{row['method']} wrote no answer to {row['unanswered']} of {row['n'] * len(row['seeds'])} "
                 "prompts; if its text was cut short, raise eval.max_new_tokens."
             )
-    if any(row["split"] == "test" for row in pooled):
-        lines.append("Test split: final figures only; nothing may be chosen by them.")
-    else:
-        lines.append("Validation split: settings may have been chosen by it, so these are no final figures.")
+    lines += provenance(reports, any(row["split"] == "test" for row in pooled))
+    lines.append("Paired tests are not corrected for their number.")
+    lines.append(f"Milliseconds hold for this device only: {', '.join(sorted({r.device for r in reports}))}.")
+    return lines
+
+
+def provenance(reports: Sequence[Report], test: bool) -> list[str]:
+    """Which split, how many seeds, whether all of it is here."""
+    lines = ["Validation split: settings may have been chosen by it, so these are no final figures."]
+    if test:
+        lines = ["Test split: final figures only; nothing may be chosen by them."]
     if len({report.seed for report in reports}) == 1:
         lines.append("One training seed: how much another seed would differ is not shown.")
     if any(not report.complete for report in reports):
         lines.append("An evaluation was stopped early; its missing arms are not here.")
-    lines.append("Paired tests are not corrected for their number.")
-    lines.append(f"Milliseconds hold for this device only: {', '.join(sorted({r.device for r in reports}))}.")
     return lines
 
 

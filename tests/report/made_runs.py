@@ -122,3 +122,41 @@ def make_run(folder, seed=0, name="slots/pointer", report=None, steps=600):
     if report is not None:
         save(folder / "eval" / "rows.json", [report])
     return folder
+
+
+STAGES = ("slots", "memory", "experts")
+
+
+def make_staged_run(folder, seed=0, steps=60, bins=20):
+    """A run of three stages: each logs metrics of its own, the last a histogram of gates."""
+    make_run(folder, seed, name="workspace/tiny", steps=1)
+    with (folder / "log.jsonl").open("w") as file:
+        for step in range(1, 3 * steps + 1):
+            stage = STAGES[(step - 1) // steps]
+            row = {"step": step, "stage": stage, "train/loss": 1.0, "train/lr": 1e-3, "loss/lm": 3 / step}
+            row |= {"train/slot_rank": 4 + 0.01 * step, "cost/seconds": 0.1}
+            if stage != "slots":
+                row["train/pkm_hit_rate"] = 0.3
+            if stage == "experts":
+                row["train/ssm_gate"] = 0.4
+                row |= {f"train/ssm_gate_bin_{i:02d}": float(i in (7, 8)) / 2 for i in range(bins)}
+            file.write(json.dumps(row) + "\n")
+    return folder
+
+
+def make_text_report(seed=0):
+    """Two arms that read running text."""
+    rows = [
+        {
+            "task": "text", "split": "test", "method": method, "kind": "text",
+            "control": None, "effort": None, "seed": seed, "n": 50, "correct": 900, "accuracy": 0.3, "low": 0.28, "high": 0.32,
+            "unanswered": 0, "by_steps": {}, "groups": {}, "tokens": 3000, "nll": math.log(ppl), "perplexity": ppl,
+            "perplexity_low": ppl - 1.5, "perplexity_high": ppl + 1.5, "visible_tokens": 0.0, "passes": 0.0,
+            "latent_steps": 0.0, "ms": None, "ms_batched": 12.0, "batch": 8,
+        }
+        for method, ppl in (("trunk", 41.25), ("workspace", 39.75))
+    ]  # fmt: skip
+    return Report(
+        task="text", split="test", seed=seed, rows=tuple(rows), items=tuple(f"text-{i}" for i in range(50)),
+        outcomes={}, comparisons=(), verdicts=(), samples=(), settings={"n": 50}, device="cpu",
+    )  # fmt: skip

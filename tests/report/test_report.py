@@ -11,7 +11,7 @@ import pytest
 from quietreasoning.config import UserError
 from quietreasoning.evaluate.rows import save
 from quietreasoning.report.build import report
-from quietreasoning.report.curves import MAX_POINTS, stage_starts, thinned
+from quietreasoning.report.curves import MAX_POINTS, later_half, stage_starts, stages_of, thinned, unbroken
 from quietreasoning.report.findings import comparisons, reading
 from quietreasoning.report.runs import merge, read_run
 
@@ -266,3 +266,44 @@ def test_pictures_are_real(seeds):
             svg = base64.b64decode(link.partition(",")[2]).decode()
             assert svg.rstrip().endswith("</svg>")
             assert len(re.findall(r"<path|<use", svg)) > 20
+
+
+def test_stages_show_their_metrics_and_histograms(tmp_path):
+    runs = [made.make_staged_run(tmp_path / f"tiny-{seed}", seed) for seed in range(2)]
+    text, checker = read(report(runs, tmp_path / "report.html"))
+    assert "Stages: 1 slots, 2 memory, 3 experts." in text
+    curves, metrics, histograms = checker.alts
+    assert "loss/lm" in curves and "train/loss" not in curves
+    for name in ("slot_rank", "pkm_hit_rate", "ssm_gate"):
+        assert f"train/{name}" in metrics
+    for name in ("bin", "lr", "cost/seconds"):
+        assert name not in metrics
+    assert "ssm_gate in experts, mean about 0.40" in histograms
+    assert "slots" not in histograms and "memory" not in histograms
+
+
+def test_no_line_is_drawn_over_a_stage_that_logs_nothing(tmp_path):
+    run = made.make_staged_run(tmp_path / "run", steps=4)
+    with (run / "log.jsonl").open("a") as file:
+        for step, stage in ((13, "slots"), (14, "memory")):
+            file.write(json.dumps({"step": step, "stage": stage, "train/pkm_hit_rate": 0.1}) + "\n")
+        file.write(json.dumps({"step": 15, "stage": "slots", "train/slot_rank": float("nan")}) + "\n")
+    found = read_run(run)
+    stretches = unbroken(found, "train/pkm_hit_rate")
+    assert [[step for step, _ in points] for points in stretches] == [[*range(5, 15)]]
+    assert [len(points) for points in unbroken(found, "train/ssm_gate")] == [4]
+    assert [len(points) for points in unbroken(found, "train/slot_rank")] == [12]
+    assert later_half(found, "experts", "train/ssm_gate") == [0.4, 0.4]
+    assert stages_of([found]) == list(made.STAGES)
+
+
+def test_running_text_is_shown_by_perplexity(tmp_path):
+    run = made.make_run(tmp_path / "run", report=made.make_text_report(), steps=5)
+    text, checker = read(report([run], tmp_path / "report.html"))
+    assert "workspace predicts the text at perplexity 39.75 [38.25, 41.25]" in text
+    assert "perplexity [95 %]" in text and "41.25 [39.75, 42.75]" in text
+    for said in ("different tokenizers", "Test split: final figures", "One training seed"):
+        assert said in text
+    for other in ("Accuracy against cost", "sequential pass", "No direct answer", "controls"):
+        assert other not in text
+    assert len(checker.alts) == 1

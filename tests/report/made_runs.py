@@ -149,8 +149,10 @@ def make_text_report(seed=0):
     rows = [
         {
             "task": "text", "split": "test", "method": method, "kind": "text",
-            "control": None, "effort": None, "seed": seed, "n": 50, "correct": 900, "accuracy": 0.3, "low": 0.28, "high": 0.32,
-            "unanswered": 0, "by_steps": {}, "groups": {}, "tokens": 3000, "nll": math.log(ppl), "perplexity": ppl,
+            "control": None, "effort": None, "seed": seed, "n": 50,
+            "correct": 900, "accuracy": 0.3, "low": 0.28, "high": 0.32,
+            "unanswered": 0, "by_steps": {},
+            "groups": {}, "tokens": 3000, "nll": math.log(ppl), "perplexity": ppl,
             "perplexity_low": ppl - 1.5, "perplexity_high": ppl + 1.5, "visible_tokens": 0.0, "passes": 0.0,
             "latent_steps": 0.0, "ms": None, "ms_batched": 12.0, "batch": 8,
         }

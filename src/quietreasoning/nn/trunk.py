@@ -149,7 +149,7 @@ class SlotReader(nn.Module):
         self.query = nn.Linear(width, slot_width, bias=False)
         self.keys_values = nn.Linear(slot_width, 2 * slot_width, bias=False)
         self.out = nn.Linear(slot_width, width, bias=False)
-        self.gate = nn.Parameter(torch.zeros(()))
+        self.gate = nn.Parameter(torch.zeros(1))  # sharding wants no scalars
 
     def read(self, slots_RKD: Tensor) -> Piece:
         """Keys and values of the slots [R, heads, K, C]: once for all tokens of a chunk."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from quietreasoning.report.charts import COLOURS, STYLE, panels, picture
 from quietreasoning.report.runs import Run
@@ -98,12 +99,20 @@ def lines_of(runs: Sequence[Run], drawn: Sequence[str], what: str) -> str:
                 label = "_"  # once in the legend
         if key.startswith("loss/") and values and min(values) > 0 and max(values) / min(values) > 50:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # powers would need math text
+            axes.yaxis.set_minor_formatter(NullFormatter())
         mark_stages(axes, runs[0])
-        axes.set_title(key.removeprefix("train/"), fontsize=9, loc="left")
+        axes.set_title(title_of(key), fontsize=9, loc="left")
         axes.set_xlabel("step")
     if len(runs) > 1:
         all_axes[0].legend(fontsize=8)
     return picture(figure, f"{what} of {runs[0].group}: {', '.join(drawn)} by step.")
+
+
+def title_of(key: str) -> str:
+    """`eval/text/workspace/perplexity` on two lines: titles of neighbours must not meet."""
+    key = key.removeprefix("train/")
+    return "/\n".join(key.removeprefix("eval/").rsplit("/", 1)) if key.startswith("eval/") else key
 
 
 def mark_stages(axes: Axes, run: Run) -> None:

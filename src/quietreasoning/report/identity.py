@@ -42,7 +42,9 @@ def identity(run: Run) -> dict[str, str]:
         return value
 
     last = (settings.get("stages") or [{}])[-1]
-    backbone = inside("backbone", "path") or ("from scratch" if inside("backbone", "scratch") else None)
+    workspace = inside("backbone", "workspace", "preset")
+    backbone = inside("backbone", "path") or (f"workspace {workspace}" if workspace else None)
+    backbone = backbone or ("from scratch" if inside("backbone", "scratch") else None)
     device = said.get("device") or next((report.device for report in run.reports if report.device), None)
     found = {
         "recipe": said.get("recipe"),

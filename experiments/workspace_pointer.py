@@ -60,7 +60,8 @@ def main() -> None:
             report = load(folder / "eval" / "rows.json")[-1]
             own = [row for row in report.rows if row["method"] != "cot" or name == "workspace"]
             rows += [row | {"method": row["method"].replace("plain", name)} for row in own]
-            print(name, seed, "parameters %d, FLOPs %d" % cost(folder), flush=True)
+            parameters, flops = cost(folder)
+            print(f"{name} {seed}: {parameters:,} parameters, {flops:,} FLOPs", flush=True)
     for row in pool(rows):
         print(
             f"{row['method']:18} {row['control'] or '':8} {100 * row['accuracy']:5.1f} "

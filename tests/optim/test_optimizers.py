@@ -115,3 +115,27 @@ def test_an_unknown_prefix_or_optimizer_is_refused():
 def test_prefixes_end_at_dots():
     assert has_prefix("layers.1.weight", "layers.1") and has_prefix("layers.1.weight", "layers.1.")
     assert not has_prefix("layers.10.weight", "layers.1") and has_prefix("slots", "slots")
+
+
+def test_a_module_can_spare_a_matrix_from_decay():
+    class Scales(nn.Module):
+        no_decay = ("scale",)
+
+        def __init__(self):
+            super().__init__()
+            self.scale, self.other = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(2, 3))
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Scales()
+
+    for name in ("adamw", "muon", "sgd"):
+        model = Whole()
+        optimizer = build_optimizer(model, params(model), OptimConfig(name=name, lr=0.1, weight_decay=0.5))
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.set_lr(1.0)
+        optimizer.step()
+        assert torch.equal(model.inner.scale, torch.ones(2, 3))
+        assert not torch.equal(model.inner.other, torch.ones(2, 3))

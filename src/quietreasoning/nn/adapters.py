@@ -82,6 +82,8 @@ class IA3Bank(nn.Module):
     Starts at 1 everywhere: no weight decay, which would pull it to 0.
     """
 
+    no_decay = ("scale_EW",)
+
     def __init__(self, width: int, adapters: int):
         super().__init__()
         if adapters < 1:

@@ -80,6 +80,8 @@ class SlotUpdate(nn.Module):
     mixture (straight-through), so that a step that was not executed can still learn that it should be.
     """
 
+    no_decay = ("initial",)
+
     def __init__(
         self,
         slots: int,

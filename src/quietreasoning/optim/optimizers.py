@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -59,11 +59,12 @@ class Optimizers:
 
 
 def adamw(method: nn.Module, params: Named, config: OptimConfig) -> list[Optimizer]:
-    return [_adamw(params, config)]
+    return [_adamw(params, config, undecayed_names(method))]
 
 
 def sgd(method: nn.Module, params: Named, config: OptimConfig) -> list[Optimizer]:
-    return [SGD(_groups(params, config), lr=config.lr, momentum=config.betas[0], foreach=True)]
+    groups = _groups(params, config, undecayed_names(method))
+    return [SGD(groups, lr=config.lr, momentum=config.betas[0], foreach=True)]
 
 
 def muon(method: nn.Module, params: Named, config: OptimConfig) -> list[Optimizer]:
@@ -75,7 +76,7 @@ def muon(method: nn.Module, params: Named, config: OptimConfig) -> list[Optimize
     if matrices:
         groups = _groups(matrices, config)
         parts.append(Muon(groups, lr=config.lr, momentum=config.betas[0], adjust_lr_fn="match_rms_adamw"))
-    return parts + ([_adamw(rest, config)] if rest else [])
+    return parts + ([_adamw(rest, config, undecayed_names(method))] if rest else [])
 
 
 def rowwise(tables: Named, config: OptimConfig) -> Optimizer:
@@ -121,6 +122,15 @@ def hidden_matrices(method: nn.Module) -> set[str]:
     }
 
 
+def undecayed_names(method: nn.Module) -> set[str]:
+    """Parameters for which zero is no resting place: modules name theirs in a class attribute `no_decay`."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in method.named_modules()
+        for name in getattr(type(module), "no_decay", ())
+    }
+
+
 def has_prefix(name: str, prefix: str) -> bool:
     """Whether dotted `name` is `prefix` or lies under it; `layers.1` does not hold `layers.10`."""
     return name == prefix or name.startswith(prefix.rstrip(".") + ".")
@@ -131,17 +141,17 @@ def top_names(names: Iterable[str]) -> list[str]:
     return sorted({".".join(name.split(".")[:2]) for name in names})[:12]
 
 
-def _adamw(params: Named, config: OptimConfig) -> Optimizer:
+def _adamw(params: Named, config: OptimConfig, undecayed: Collection[str]) -> Optimizer:
     fused = all(p.device.type in ("cpu", "cuda", "xpu") for p in params.values())
-    return AdamW(_groups(params, config), lr=config.lr, betas=config.betas, fused=fused)
+    return AdamW(_groups(params, config, undecayed), lr=config.lr, betas=config.betas, fused=fused)
 
 
-def _groups(params: Named, config: OptimConfig) -> list[dict[str, Any]]:
+def _groups(params: Named, config: OptimConfig, undecayed: Collection[str] = ()) -> list[dict[str, Any]]:
     groups: dict[tuple[float, float], list[torch.Tensor]] = {}
     for name, p in params.items():
         fits = [prefix for prefix in config.lr_scale if has_prefix(name, prefix)]
         scale = config.lr_scale[max(fits, key=len)] if fits else 1.0
-        decay = config.weight_decay if p.ndim >= 2 else 0.0
+        decay = config.weight_decay if p.ndim >= 2 and name not in undecayed else 0.0
         groups.setdefault((scale, decay), []).append(p)
     return [
         {"params": group, "lr_scale": scale, "weight_decay": decay, "lr": config.lr * scale}

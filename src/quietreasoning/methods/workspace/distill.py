@@ -45,6 +45,19 @@ def step_term(
     return Term(scored.total, "slot", weight), (scored.hits.float(), scored.count)
 
 
+def ponder_term(
+    speaker: Speaker, head_VD: Tensor, inner_BTD: Tensor, p_BT: Tensor, answer_B: Tensor, weight: float
+) -> Term:
+    """sum_t p_t L_t, L_t: how badly inner step t says the answer's first token; unit "sequence".
+
+    PonderNet's own loss (arXiv 2107.05407, eq. 3): it teaches the workspace to stop where it has the answer.
+    """
+    logits_BTV = nn.functional.linear(speaker(inner_BTD), head_VD.to(inner_BTD.dtype)).float()
+    answer_BT = answer_B[:, None].expand(-1, logits_BTV.shape[1])
+    loss_BT = nn.functional.cross_entropy(logits_BTV.flatten(0, 1), answer_BT.flatten(), reduction="none")
+    return Term((p_BT * loss_BT.view_as(p_BT)).sum(), "sequence", weight)
+
+
 class Teacher(nn.Module):
     """A frozen language model that reads prompt and chain; its states, averaged over each step."""
 

@@ -74,7 +74,7 @@ class Workspace(Method):
         width, slot_width = shape.hidden_size, shape.slot_width
         self.predict = _Mlp(slot_width, slot_width) if w.next_latent or w.spread else None
         self.summary = _Mlp(slot_width, width) if w.contrast else None
-        self.speaker = distill.Speaker(slot_width, width) if w.step else None
+        self.speaker = distill.Speaker(slot_width, width) if w.step or w.ponder else None
         self.teacher = None
         if w.teacher:
             teacher = load_backbone(config.teacher.model_copy(update={"tune": "frozen"}), backbone.vocab_size)
@@ -174,16 +174,23 @@ class Workspace(Method):
     ) -> dict[str, Term]:
         """What is asked of the slots that the answer reads."""
         w, terms = self.config.weights, {}
-        if not (w.step or w.teacher or w.retrieval):
+        if not (w.step or w.teacher or w.retrieval or w.ponder):
             return terms
         if seq.starts_BT is None:
-            raise UserError("weights.step, teacher and retrieval need answers; this task is text without any")
+            raise UserError(
+                "weights.step, ponder, teacher and retrieval need answers; this task is text without any"
+            )
         at = at_answer(states.trace, batch.prompt_BP.shape[1], seq.ids_BT.shape[1])
         slots_BKD, logits = at.slots_BKD, at.logits
         if w.step:
             inner = self.config.supervise == "inner"
             terms["step"], metrics["step_accuracy"] = distill.step_term(
                 self.speaker, head_VD, at.inner_BTD if inner else slots_BKD, self._step_targets(batch), w.step
+            )
+        if w.ponder:
+            inner_BTD, p_BT = at.inner_BTD, at.halting_BT
+            terms["ponder"] = distill.ponder_term(
+                self.speaker, head_VD, inner_BTD, p_BT, batch.answer_BA[:, 0], w.ponder
             )
         if w.teacher:
             terms["teacher"] = self.teacher.term(batch, slots_BKD, w.teacher)

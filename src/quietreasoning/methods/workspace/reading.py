@@ -31,6 +31,7 @@ class AtAnswer(NamedTuple):
 
     slots_BKD: Tensor
     inner_BTD: Tensor | None  # mean slot after each inner step; None without gradients
+    halting_BT: Tensor | None  # chance that the inner step is the last; likewise
     logits: dict[str, Tensor]  # of the router, by part [B, outputs]
 
 
@@ -52,20 +53,22 @@ def lay_out(batch: Batch, markers: Markers, *, everything: bool) -> Sequence:
 
 def at_answer(trace: Trace, first: int, width: int) -> AtAnswer:
     """The workspace of the chunk that begins at column `first` of the input."""
-    rows, slots, inner, logits = [], [], [], {}
+    rows, slots, inner, halting, logits = [], [], [], [], {}
     for number, column in enumerate(trace.columns):
         begins_R = column.valid_RN[:, 0] & (column.index_RN[:, 0] % width == first)
         rows.append(trace.row_R[: len(begins_R)][begins_R])
         slots.append(trace.slots[number][begins_R])
-        if trace.advances[number] is not None and trace.advances[number].states_RTKD is not None:
-            inner.append(trace.advances[number].states_RTKD.mean(2)[begins_R])
+        update = trace.advances[number]
+        if update is not None and update.states_RTKD is not None:
+            inner.append(update.states_RTKD.mean(2)[begins_R])
+            halting.append(update.halting_RT[begins_R])
         for part, value in trace.plans[number].logits.items():
             logits.setdefault(part, []).append(value[begins_R])
     order_B = torch.cat(rows).argsort()
-    inner_BTD = torch.cat(inner)[order_B] if inner else None
     return AtAnswer(
         torch.cat(slots)[order_B],
-        inner_BTD,
+        torch.cat(inner)[order_B] if inner else None,
+        torch.cat(halting)[order_B] if inner else None,
         {p: torch.cat(values)[order_B] for p, values in logits.items()},
     )
 

@@ -30,6 +30,8 @@ class LossWeights(Settings):
     """InfoNCE between the workspace and the answer, or the chunk that follows."""
     halting: float = Field(0.0, ge=0)
     """KL of the halting distribution to its geometric prior (arXiv 2107.05407)."""
+    ponder: float = Field(0.0, ge=0)
+    """Each inner step says the answer's first token, weighed by its chance to be the last."""
     router_z: float = Field(0.0, ge=0)
     """Square of the router's log Z (arXiv 2202.08906)."""
     balance: float = Field(0.0, ge=0)
@@ -120,7 +122,7 @@ class Workspace(MethodConfig):
 
 
 _NEED_SLOTS = (
-    *("next_latent", "spread", "sparsity", "orthogonality", "contrast", "halting"),
+    *("next_latent", "spread", "sparsity", "orthogonality", "contrast", "halting", "ponder"),
     *("balance", "entropy", "gate", "budget", "step", "teacher", "retrieval", "router_z"),
 )
 _NEED = {"balance": "adapters", "gate": "ssm"}

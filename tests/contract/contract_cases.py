@@ -260,6 +260,7 @@ def run_all(rank: int, port: int, out: str, world: int = 2) -> None:
 
     from safetensors.torch import save_file
 
+    teacher()  # before there are ranks, of which only one would write it
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)

@@ -27,7 +27,7 @@ def given(rows=R, seed=1):
 
 
 def naive_step(module, slots_KD, tokens_NW):
-    """One row, one token at a time, the formulas as the docstring has them; tokens are real and normalised."""
+    """One row, one token at a time, the formulas of the docstring; tokens are normalised."""
     g = module.grn
     e1 = g.mid(F.elu(g.inner(slots_KD) + g.context(tokens_NW[-1])))
     gate, value = g.gate_value(e1).chunk(2, -1)

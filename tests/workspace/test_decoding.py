@@ -28,7 +28,7 @@ def _no_grad():
 
 
 def test_the_long_text_takes_every_turn(model):
-    """Guards the tests below: gates open and close, rows halt after 1, 2 and 3 steps, memory is hot and cold."""
+    """Guards the tests below: gates open and close, rows halt apart, memory is hot and cold."""
     trace = model(ids_of(4, LONG), trace=True).trace
     assert len(trace.columns) == -(-LONG // CHUNK)
     steps = torch.cat([a.executed_R for a in trace.advances if a is not None])

@@ -1,5 +1,7 @@
 """Where chunks begin, against a loop over single tokens; padding, documents, marks and caches included."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from quietreasoning.workspace.layout import lay_out
 
 
 def naive(tokens, chunk, marks, length=0, filled=0):
-    """Of one stream: chunks as lists of (flat index, position), whether each is new; length and filled after."""
+    """Of one stream: chunks as lists of (flat index, position), whether each is new; the end."""
     chunks = []
     for index in tokens:
         begins = length > 0 and chunk is not None and (filled == chunk or filled == 0 or index in marks)
@@ -101,7 +103,7 @@ def test_a_continued_layout_equals_the_whole(chunk, seed):
     length = filled = torch.zeros(rows, dtype=torch.long)
     got = [[] for _ in range(rows)]
     cuts = [0, 1, 2, 9, 10, 20, width]
-    for low, high in zip(cuts, cuts[1:], strict=False):
+    for low, high in itertools.pairwise(cuts):
         layout = lay_out(
             valid_BT[:, low:high], chunk, starts_BT=starts_BT[:, low:high], length_B=length, filled_B=filled
         )

@@ -31,6 +31,8 @@ def geometric_prior(rate: float, steps: int, device: torch.device | str | None =
 
 def rate_for_mean(mean: float, steps: int) -> float:
     """The rate whose prior runs `mean` steps: 1 + x + ... + x^(T-1) = mean, rate = 1 - x. 1.2 of 3: 0.829."""
+    if mean == steps == 1:
+        return 0.5  # the only step is the last one, whatever the rate
     if not 1 < mean < steps:
         raise ValueError(
             f"mean={mean}: no rate has it; give a mean between 1 and steps={steps}, both left out"

@@ -230,10 +230,13 @@ class WorkspaceConfig(PreTrainedConfig):
             raise UserError(f"adapters={self.adapters}: the feature adapters needs a bank of 1 or more")
         if self.adapters_active > self.adapters > 0:
             raise UserError(f"adapters_active={self.adapters_active} is more than adapters={self.adapters}")
-        if not 1 <= self.mean_steps <= self.inner_steps:
+        if not (1 < self.mean_steps < self.inner_steps or self.mean_steps == self.inner_steps == 1):
             raise UserError(
-                f"mean_steps={self.mean_steps} must lie between 1 and inner_steps={self.inner_steps}"
+                f"mean_steps={self.mean_steps} must lie between 1 and inner_steps={self.inner_steps}, both left "
+                "out; with inner_steps=1 set mean_steps=1"
             )
+        if self.ssm_conv < 2:
+            raise UserError("ssm_conv=1 sees no token before its own; use 2 or more, usually 4")
         if not 0 < self.skip_threshold < 0.4:
             raise UserError(
                 f"skip_threshold={self.skip_threshold} must lie between 0 and 0.4, where gates begin"

@@ -232,8 +232,8 @@ class WorkspaceConfig(PreTrainedConfig):
             raise UserError(f"adapters_active={self.adapters_active} is more than adapters={self.adapters}")
         if not (1 < self.mean_steps < self.inner_steps or self.mean_steps == self.inner_steps == 1):
             raise UserError(
-                f"mean_steps={self.mean_steps} must lie between 1 and inner_steps={self.inner_steps}, both left "
-                "out; with inner_steps=1 set mean_steps=1"
+                f"mean_steps={self.mean_steps} must lie between 1 and inner_steps={self.inner_steps}, both "
+                "left out; with inner_steps=1 set mean_steps=1"
             )
         if self.ssm_conv < 2:
             raise UserError("ssm_conv=1 sees no token before its own; use 2 or more, usually 4")

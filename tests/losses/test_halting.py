@@ -34,10 +34,14 @@ def test_the_prior_by_hand():
     assert geometric_prior(0.75, 1).tolist() == [1.0]
 
 
-@pytest.mark.parametrize(("mean", "steps"), [(1.0, 3), (3.0, 3), (0.5, 3), (1.0, 1)])
+@pytest.mark.parametrize(("mean", "steps"), [(1.0, 3), (3.0, 3), (0.5, 3), (2.0, 1)])
 def test_a_mean_no_rate_has_is_refused(mean, steps):
     with pytest.raises(ValueError, match=f"between 1 and steps={steps}"):
         rate_for_mean(mean, steps)
+
+
+def test_one_step_is_the_last_whatever_the_rate():
+    assert 0 < rate_for_mean(1, 1) < 1
 
 
 @pytest.mark.parametrize(("rate", "steps"), [(0.0, 3), (1.0, 3), (0.5, 0)])

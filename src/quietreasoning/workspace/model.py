@@ -76,14 +76,8 @@ class WorkspaceModel(Switches, WorkspacePreTrained):
             knn_max=c.knn_max,
             threshold=c.skip_threshold,
         )
-        self.experts = nn.ModuleDict(
-            {
-                str(b): SSMExpert(
-                    d, c.ssm_inner, c.ssm_state, c.ssm_head_dim, c.ssm_conv, c.ssm_chunk, c.rms_norm_eps
-                )
-                for b in c.ssm_blocks
-            }
-        )
+        ssm = (c.ssm_inner, c.ssm_state, c.ssm_head_dim, c.ssm_conv, c.ssm_chunk, c.rms_norm_eps)
+        self.experts = nn.ModuleDict({str(b): SSMExpert(d, *ssm) for b in c.ssm_blocks})
         self.table = ProductKeyTable(
             c.pkm_slots, c.pkm_value_dim, c.pkm_heads, c.pkm_key_dim, c.pkm_topk, int8=c.pkm_int8
         )

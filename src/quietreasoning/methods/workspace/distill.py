@@ -50,12 +50,13 @@ def ponder_term(
 ) -> Term:
     """sum_t p_t L_t, L_t: how badly inner step t says the answer's first token; unit "sequence".
 
-    PonderNet's own loss (arXiv 2107.05407, eq. 3): it teaches the workspace to stop where it has the answer.
+    PonderNet's own loss (arXiv 2107.05407, eq. 3), but L_t carries no gradient: it teaches the workspace when
+    to stop, and leaves what the steps say alone (else all of them are pulled to the answer, and forget).
     """
     logits_BTV = nn.functional.linear(speaker(inner_BTD), head_VD.to(inner_BTD.dtype)).float()
     answer_BT = answer_B[:, None].expand(-1, logits_BTV.shape[1])
     loss_BT = nn.functional.cross_entropy(logits_BTV.flatten(0, 1), answer_BT.flatten(), reduction="none")
-    return Term((p_BT * loss_BT.view_as(p_BT)).sum(), "sequence", weight)
+    return Term((p_BT * loss_BT.view_as(p_BT).detach()).sum(), "sequence", weight)
 
 
 class Teacher(nn.Module):

@@ -2,7 +2,7 @@
 
 A Llama of the `tiny` preset's shape, and a workspace model warm-started from its weights: with no module on,
 with the workspace, and with everything. All write the same number of greedy tokens after the same prompt, in
-turns, by `generate`. Fails if the model without modules, or the fresh one with all of them, says other than the trunk.
+turns, by `generate`. Fails if a workspace model, whose fresh modules are silent, says other than the trunk.
 """
 
 from __future__ import annotations

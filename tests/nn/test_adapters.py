@@ -26,6 +26,12 @@ def trained(module, seed=0):
     return module
 
 
+@pytest.fixture(params=[0, 64], autouse=True, ids=["gathered", "all at once"])
+def _small(request, monkeypatch):
+    """Both ways a bank computes."""
+    monkeypatch.setattr(AdapterBank, "small", request.param)
+
+
 def bank(fresh=False):
     torch.manual_seed(0)
     made = AdapterBank(I, O, E, P, alpha=2 * P)
@@ -61,20 +67,28 @@ def test_a_fresh_bank_is_the_identity_and_can_learn():
     assert module.up_EOP.grad.any()
 
 
-def test_only_chosen_adapters_are_computed_and_get_a_gradient():
+def test_only_chosen_adapters_speak_and_get_a_gradient():
     module, x, picked = bank(), random(R, T, I), choice()
     used = sorted(set(picked.indices_RK.flatten().tolist()))
     others = [e for e in range(E) if e not in used]
     assert others
     want = module(x, picked)
     with torch.no_grad():
-        module.down_EPI[others] = float("nan")
-        module.up_EOP[others] = float("nan")
+        other = float("nan") if module.small == 0 else 7.0  # gathered ones alone are computed
+        module.down_EPI[others] = other
+        module.up_EOP[others] = other
     got = module(x, picked)
     assert torch.equal(got, want)
     got.square().sum().backward()
     for p in module.parameters():
         assert not p.grad[others].any() and p.grad[used].flatten(1).any(1).all()
+
+
+def test_the_delta_is_added_to_what_the_layer_said():
+    module, x, picked, base = bank(), random(R, T, I), choice(), random(R, T, O, seed=5)
+    torch.testing.assert_close(module(x, picked, base_RTO=base), base + module(x, picked))
+    fusion = AdapterFusion(I, O, 3)
+    torch.testing.assert_close(module(x, picked, fusion, base), base + module(x, picked, fusion))
 
 
 def test_the_routers_weights_get_a_gradient():

@@ -18,13 +18,22 @@ class Choice(NamedTuple):
     weights_RK: Tensor
 
 
+def spread(choice: Choice, adapters: int) -> Tensor:
+    """Weights of all adapters [R, E], zero where not chosen."""
+    zero_RE = choice.weights_RK.new_zeros(len(choice.weights_RK), adapters)
+    return zero_RE.scatter(1, choice.indices_RK, choice.weights_RK)
+
+
 class AdapterBank(nn.Module):
     """LoRA (arXiv 2106.09685, section 4.1), E times: delta = sum_k w_k (alpha / rank) B_k A_k x.
 
     A is random and B zero, so a fresh bank changes nothing. Only chosen adapters are computed and get a
     gradient; the others' is zero, not missing: keep the bank out of weight decay, or it decays what nobody
-    chose.
+    chose. Where all ranks together are few, all are computed and the others' weighed with zero, in two
+    products over all rows: cheaper than gathering. `small` says how few.
     """
+
+    small = 64
 
     def __init__(self, in_features: int, out_features: int, adapters: int, rank: int, alpha: float):
         super().__init__()
@@ -41,12 +50,35 @@ class AdapterBank(nn.Module):
         nn.init.uniform_(self.down_EPI, -bound, bound)
         nn.init.zeros_(self.up_EOP)
 
-    def forward(self, x_RTI: Tensor, choice: Choice, fusion: AdapterFusion | None = None) -> Tensor:
+    def forward(
+        self,
+        x_RTI: Tensor,
+        choice: Choice,
+        fusion: AdapterFusion | None = None,
+        base_RTO: Tensor | None = None,
+    ) -> Tensor:
         """[R, T, I] -> [R, T, O] in x's dtype: two batched products over the K ranks side by side.
 
-        With a fusion, its shares take the place of the weights token by token; equal to
-        `fusion(x, self.each(x, choice), weights)` without the (R, T, K, O) between.
+        base: what the linear layer itself said; the delta is added to it. With a fusion, its shares take the
+        place of the weights token by token; equal to `fusion(x, self.each(x, choice), weights)` without the
+        (R, T, K, O) between.
         """
+        if fusion is None and self.adapters * self.rank <= self.small:
+            return self._all(x_RTI, choice, base_RTO)
+        delta_RTO = self._chosen(x_RTI, choice, fusion)
+        return delta_RTO if base_RTO is None else base_RTO + delta_RTO
+
+    def _all(self, x_RTI: Tensor, choice: Choice, base_RTO: Tensor | None) -> Tensor:
+        low_RTC = x_RTI @ self.down_EPI.flatten(0, 1).T.to(x_RTI.dtype)
+        weights_R1E1 = (spread(choice, self.adapters) * self.scale)[:, None, :, None].to(low_RTC.dtype)
+        low_NC = (low_RTC.unflatten(2, (self.adapters, -1)) * weights_R1E1).flatten(0, 1).flatten(1)
+        up_CO = self.up_EOP.mT.flatten(0, 1).to(low_NC.dtype)
+        if base_RTO is None:
+            return (low_NC @ up_CO).unflatten(0, x_RTI.shape[:2]).to(x_RTI.dtype)
+        base_NO = base_RTO.flatten(0, 1)
+        return torch.addmm(base_NO, low_NC, up_CO.to(base_NO.dtype)).view_as(base_RTO)
+
+    def _chosen(self, x_RTI: Tensor, choice: Choice, fusion: AdapterFusion | None) -> Tensor:
         low_RTKP, up_RKOP = self._low(x_RTI, choice), self._gather(self.up_EOP, choice, x_RTI)
         if fusion is None:
             weights_RTK = choice.weights_RK[:, None]
@@ -95,8 +127,9 @@ class IA3Bank(nn.Module):
 
     def forward(self, choice: Choice, dtype: torch.dtype | None = None) -> Tensor:
         """[R, 1, W], to multiply keys, values or activations [R, T, W]; dtype: theirs, if not the bank's."""
-        change_RKW = (self.scale_EW[choice.indices_RK] - 1) * choice.weights_RK[..., None]
-        return (1 + change_RKW.sum(1, keepdim=True)).to(dtype or self.scale_EW.dtype)
+        share_RE = spread(choice, len(self.scale_EW)).to(self.scale_EW.dtype)
+        scale_RW = torch.addmm(self.scale_EW.new_ones(()), share_RE, self.scale_EW - 1)
+        return scale_RW[:, None].to(dtype or self.scale_EW.dtype)
 
     def merged(self, weights_E: Tensor) -> Tensor:
         """[E] -> [W] for weights that are the same for every input; fp32."""

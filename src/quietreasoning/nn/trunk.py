@@ -93,7 +93,7 @@ class Block(nn.Module):
         own, rows, new = self.adapters if choice is not None else None, *x_RTD.shape[:2]
         qkv = self.qkv(x_RTD)
         if own is not None:
-            qkv = qkv + own.qkv(x_RTD, choice)
+            qkv = own.qkv(x_RTD, choice, base_RTO=qkv)
         kv_width = self.kv_heads * self.head_dim
         q, k, v = qkv.split([self.heads * self.head_dim, kv_width, kv_width], dim=-1)
         if own is not None and own.keys is not None:
@@ -119,20 +119,20 @@ class Block(nn.Module):
         mixed = mixed.transpose(1, 2).reshape(rows, new, -1)
         out = self.out(mixed)
         if own is not None:
-            out = out + own.out(mixed, choice)
+            out = own.out(mixed, choice, base_RTO=out)
         return out, (k, v), (keys, values)
 
     def feed_forward(self, x_RTD: Tensor, choice: Choice | None) -> Tensor:
         own = self.adapters if choice is not None else None
         both = self.gate_up(x_RTD)
         if own is not None:
-            both = both + own.gate_up(x_RTD, choice)
+            both = own.gate_up(x_RTD, choice, base_RTO=both)
         gate, up = both.chunk(2, dim=-1)
         hidden = F.silu(gate) * up
         if own is not None and own.hidden is not None:
             hidden = hidden * own.hidden(choice).to(hidden.dtype)
         out = self.down(hidden)
-        return out if own is None else out + own.down(hidden, choice, own.fusion)
+        return out if own is None else own.down(hidden, choice, own.fusion, out)
 
 
 class SlotReader(nn.Module):

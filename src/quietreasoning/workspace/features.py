@@ -47,7 +47,7 @@ class Switches:
         self.config.features = tuple(features)
         self.config.check()
         around = (self.workspace, self.readers, self.router, self.experts, self.table, self.memory)
-        adapters = (block.adapters for block in self.blocks)
+        adapters = (block.adapters for block in self.blocks if block.adapters is not None)
         owned = {id(p) for module in (*around, *adapters) for p in module.parameters()}
         on = {id(p) for feature in features for p in self.parameters_of(feature)}
         for p in self.parameters():

@@ -28,6 +28,8 @@ from quietreasoning.contract import IGNORE, Role
 from quietreasoning.workspace import WorkspaceConfig, WorkspaceForCausalLM
 from quietreasoning.workspace.warm_start import config_for_trunk, take_trunk
 
+TRUNK = "backbone.workspace.trunk"  # the setting that refusals name
+
 
 def load_backbone(config: BackboneConfig, vocab_size: int) -> Backbone:
     """The backbone of a run, on the CPU. `vocab_size` is the tokenizer's; fresh models take it."""
@@ -71,7 +73,7 @@ def _workspace_shape(config: BackboneConfig, vocab_size: int) -> WorkspaceConfig
     own = config.workspace
     if own.trunk is None:
         return WorkspaceConfig.preset(own.preset, vocab_size=vocab_size, features=(), **own.sizes)
-    return config_for_trunk(_read_shape(_trunk(config)), own.preset, own.sizes | {"features": ()})
+    return config_for_trunk(_read_shape(_trunk(config), TRUNK), own.preset, own.sizes | {"features": ()})
 
 
 def _trunk(config: BackboneConfig) -> BackboneConfig:
@@ -87,7 +89,7 @@ def _workspace(config: BackboneConfig, vocab_size: int) -> WorkspaceForCausalLM:
     model = WorkspaceForCausalLM(_workspace_shape(config, vocab_size))
     model.model.set_features(())  # until a method switches them on
     if config.workspace.trunk is not None:
-        trunk = _load_pretrained(_trunk(config), torch.float32)
+        trunk = _load_pretrained(_trunk(config), torch.float32, TRUNK)
         held = trunk.get_input_embeddings().num_embeddings
         if held < vocab_size:
             raise UserError(
@@ -114,9 +116,9 @@ def _scratch_shape(shape: ScratchConfig, vocab_size: int) -> LlamaConfig:
     )
 
 
-def _read_shape(config: BackboneConfig):
+def _read_shape(config: BackboneConfig, key: str = "backbone.path"):
     """The model's configuration; UserError where transformers itself does not know the architecture."""
-    where = f"backbone.path={config.path}"
+    where = f"{key}={config.path}"
     try:
         raw, _ = PreTrainedConfig.get_config_dict(config.path, revision=config.revision)
         if raw.get("model_type") not in CONFIG_MAPPING:
@@ -132,9 +134,9 @@ def _read_shape(config: BackboneConfig):
         raise UserError(_refusal(where, error)) from error
 
 
-def _load_pretrained(config: BackboneConfig, dtype: torch.dtype) -> nn.Module:
-    where = f"backbone.path={config.path}"
-    shape = _read_shape(config)
+def _load_pretrained(config: BackboneConfig, dtype: torch.dtype, key: str = "backbone.path") -> nn.Module:
+    where = f"{key}={config.path}"
+    shape = _read_shape(config, key)
     if not sys.stderr.isatty():  # in a log file the bar would be a long line of every load
         logging.disable_progress_bar()
     try:

@@ -22,7 +22,7 @@ from quietreasoning.workspace.cache import State, WorkspaceCache, put_rows
 from quietreasoning.workspace.columns import Rotary, attention_mask, gather
 from quietreasoning.workspace.config import WorkspaceConfig
 from quietreasoning.workspace.features import Switches, WorkspacePreTrained
-from quietreasoning.workspace.layout import Column, lay_out
+from quietreasoning.workspace.layout import Column, Layout, lay_out
 from quietreasoning.workspace.trace import Trace, WorkspaceOutput
 
 
@@ -125,16 +125,11 @@ class WorkspaceModel(Switches, WorkspacePreTrained):
         """
         x_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         rows, width = x_BTD.shape[:2]
-        if attention_mask is None:
-            valid_BT = torch.ones(rows, width, dtype=torch.bool, device=x_BTD.device)
-        else:
-            valid_BT = attention_mask[:, -width:].bool()
+        every_BT = torch.ones(rows, width, dtype=torch.bool, device=x_BTD.device)
+        valid_BT = every_BT if attention_mask is None else attention_mask[:, -width:].bool()
         cache = past_key_values
-        if (
-            cache is None
-            and (self.config.use_cache if use_cache is None else use_cache)
-            and not self.training
-        ):
+        cached = self.config.use_cache if use_cache is None else use_cache
+        if cache is None and cached and not self.training:
             cache = WorkspaceCache()
         state = cache.state if cache is not None else None
         if document_ids is not None and cache is not None:
@@ -143,15 +138,7 @@ class WorkspaceModel(Switches, WorkspacePreTrained):
             )
         if cache is not None and state is None:
             state = self.begin(rows, x_BTD)
-        chunk = self.config.chunk_size if self.config.has("workspace") else None
-        layout = lay_out(
-            valid_BT,
-            chunk,
-            starts_BT=starts,
-            documents_BT=document_ids,
-            length_B=None if state is None else state.length_R,
-            filled_B=None if state is None else state.filled_R,
-        )
+        layout = self._lay_out(valid_BT, starts, document_ids, state)
         if state is None:
             state = self.begin(len(layout.row_R), x_BTD)
         counts = self.training and torch.is_grad_enabled() and "pkm" in self.plan_parts()
@@ -159,11 +146,7 @@ class WorkspaceModel(Switches, WorkspacePreTrained):
         flat_ND = x_BTD.flatten(0, 1)
         outs = []
         for number, column in enumerate(layout.columns):
-            state = state.first(len(column.fresh_R))
-            if self.training and number and self.config.bptt_chunks and number % self.config.bptt_chunks == 0:
-                state = replace(
-                    state, slots_RKD=None if state.slots_RKD is None else state.slots_RKD.detach()
-                )
+            state = self._cut(state.first(len(column.fresh_R)), number)
             hidden, state = self.column(state, column, flat_ND, record, every=output_hidden_states)
             outs.append(hidden)
         if not outs:
@@ -180,6 +163,25 @@ class WorkspaceModel(Switches, WorkspacePreTrained):
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             trace=record if trace else None,
         )
+
+    def _lay_out(
+        self, valid_BT: Tensor, starts_BT: Tensor | None, documents_BT: Tensor | None, state: State | None
+    ) -> Layout:
+        return lay_out(
+            valid_BT,
+            self.config.chunk_size if self.config.has("workspace") else None,
+            starts_BT=starts_BT,
+            documents_BT=documents_BT,
+            length_B=None if state is None else state.length_R,
+            filled_B=None if state is None else state.filled_R,
+        )
+
+    def _cut(self, state: State, number: int) -> State:
+        """Every few chunks the slots' gradient ends (truncated backpropagation through time)."""
+        chunks = self.config.bptt_chunks if self.training else 0
+        if not chunks or not number or number % chunks or state.slots_RKD is None:
+            return state
+        return replace(state, slots_RKD=state.slots_RKD.detach())
 
     def begin(self, rows: int, like: Tensor) -> State:
         """Before the first token: the learned slots and the plan they lead to."""

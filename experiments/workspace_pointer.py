@@ -55,7 +55,7 @@ def main() -> None:
                 if name != "workspace":
                     recipe = [str(HERE / "pointer_trunk.yaml"), f"backbone.scratch.layers={TRUNKS[name]}"]
                 quiet("train", *recipe, f"seed={seed}", "--no-doctor", "--out", str(folder))
-            asked = [f"eval.n={options.n}", "eval.timing=0"]
+            asked = ["eval.split=test", f"eval.n={options.n}", "eval.timing=0"]
             quiet("eval", str(folder), *asked)
             report = load(folder / "eval" / "rows.json")[-1]
             own = [row for row in report.rows if row["method"] != "cot" or name == "workspace"]

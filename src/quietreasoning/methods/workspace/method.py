@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quietreasoning.backbone import Backbone, States, last_hidden, load_backbone, role_of
+from quietreasoning.backbone import (
+    Backbone,
+    States,
+    last_hidden,
+    load_backbone,
+    meta_backbone,
+    role_of,
+)
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Batch, Markers, Method, Response, Role, StepOutput, Term
 from quietreasoning.losses.halting import rate_for_mean
@@ -77,7 +84,8 @@ class Workspace(Method):
         self.speaker = distill.Speaker(slot_width, width) if w.step or w.ponder else None
         self.teacher = None
         if w.teacher:
-            teacher = load_backbone(config.teacher.model_copy(update={"tune": "frozen"}), backbone.vocab_size)
+            load = meta_backbone if backbone.model.device.type == "meta" else load_backbone  # quiet plan
+            teacher = load(config.teacher.model_copy(update={"tune": "frozen"}), backbone.vocab_size)
             self.teacher = distill.Teacher(teacher, slot_width)
         self.register_buffer("sown", torch.zeros((), dtype=torch.long))  # re-seedings done in this stage
 

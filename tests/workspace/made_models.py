@@ -32,7 +32,7 @@ def config(**changes) -> WorkspaceConfig:
     return WorkspaceConfig(**(SIZES | changes))
 
 
-def fresh(seed: int = 3, **changes) -> WorkspaceForCausalLM:
+def fresh(seed: int = 4, **changes) -> WorkspaceForCausalLM:
     """As it is built: readers, experts, memories and adapters are still silent."""
     torch.manual_seed(seed)
     model = WorkspaceForCausalLM(config(**changes))
@@ -41,7 +41,7 @@ def fresh(seed: int = 3, **changes) -> WorkspaceForCausalLM:
 
 
 @torch.no_grad()
-def awake(seed: int = 3, **changes) -> WorkspaceForCausalLM:
+def awake(seed: int = 4, **changes) -> WorkspaceForCausalLM:
     """Every module speaks, gates open and close from chunk to chunk, rows halt after 1, 2 and 3 steps."""
     model = fresh(seed, **changes)
     body = model.model
@@ -54,6 +54,9 @@ def awake(seed: int = 3, **changes) -> WorkspaceForCausalLM:
             p.add_(0.2 * torch.randn_like(p))
     for head in body.router.heads.values():
         head.weight.normal_(std=2.0)
+    for matrix in body.workspace.parameters():
+        if matrix.dim() == 2 and matrix is not body.workspace.initial:
+            matrix.mul_(0.5)  # else random slots are chaotic, and rounding grows from chunk to chunk
     body.router.inner.weight.normal_(std=0.5)
     body.workspace.stop.weight.normal_(std=2.0)
     body.workspace.stop.bias.fill_(0.3)

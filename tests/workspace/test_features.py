@@ -116,6 +116,8 @@ def test_a_gate_that_says_skip_computes_nothing_and_leaves_the_state_alone():
 )
 def test_every_output_of_the_router_reaches_the_logits(part, one, other):
     model, logits, plans = awake(), [], []
+    if part == "temperature":
+        set_head(model, "pkm", 20.0)
     for bias in (one, other):
         set_head(model, part, bias)
         with torch.no_grad():

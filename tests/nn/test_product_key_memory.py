@@ -1,4 +1,4 @@
-"""Every address counts, rows stay apart, dead keys come back, and int8 rows answer like those they came from."""
+"""Every address counts, rows stay apart, dead keys come back, int8 rows answer like those they came from."""
 
 import copy
 import math

@@ -8,7 +8,6 @@ from quietreasoning.losses.halting import (
     geometric_prior,
     halting_kl,
     rate_for_mean,
-    truncate,
 )
 
 
@@ -82,39 +81,3 @@ def test_kl_adds_up_over_rows_and_has_a_finite_slope_at_zero():
 
 def test_expected_steps_counts_from_one():
     assert expected_steps(torch.eye(3)).tolist() == [1, 2, 3]
-
-
-def test_truncation_by_hand():
-    p_RT = torch.tensor([[0.9, 0.06, 0.04], [0.5, 0.4, 0.1], [0.5, 0.2, 0.3], [0.8, 0.1, 0.1]])
-    weights_RT, executed_R = truncate(p_RT, 0.8)
-    assert executed_R.tolist() == [1, 2, 3, 2]  # the last one is at the threshold, not beyond it
-    wanted = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0.5, 0.2, 0.3], [0.8, 0.2, 0]])
-    torch.testing.assert_close(weights_RT, wanted)
-
-
-def test_truncation_equals_stopping():
-    """A loop that stops, and so never knows what would have come, finds the same weights."""
-    p_RT = distribution(rows=200, steps=6)
-    weights_RT, executed_R = truncate(p_RT, 0.6)
-    assert set(executed_R.tolist()) >= {2, 3, 4, 5}
-    for p_T, weights_T, executed in zip(p_RT, weights_RT, executed_R.tolist(), strict=True):
-        spent, wanted = torch.zeros(()), []
-        for p in p_T:
-            wanted.append(p)
-            spent = spent + p
-            if spent > 0.6:
-                break
-        wanted[-1] = 1 - sum(wanted[:-1], torch.zeros(()))
-        assert len(wanted) == executed and not weights_T[executed:].any()
-        torch.testing.assert_close(weights_T[:executed], torch.stack(wanted))
-    unknown = p_RT.masked_fill(torch.arange(1, 7) > executed_R[:, None], 0.5)
-    torch.testing.assert_close(truncate(unknown, 0.6)[0], weights_RT, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("threshold", [0.3, 0.8, 1.0])
-def test_truncated_weights_sum_to_one_and_keep_their_gradient(threshold):
-    p_RT = distribution(rows=20, dtype=torch.float64).requires_grad_()
-    weights_RT, executed_R = truncate(p_RT, threshold)
-    torch.testing.assert_close(weights_RT.sum(1), torch.ones(20, dtype=torch.float64))
-    assert torch.autograd.gradcheck(lambda p: truncate(p, threshold)[0], p_RT)
-    assert threshold < 1.0 or (executed_R == 3).all()

@@ -1,4 +1,4 @@
-"""When to stop thinking: PonderNet's prior (arXiv 2107.05407) and the truncation used to run it.
+"""When to stop thinking: PonderNet's prior (arXiv 2107.05407).
 
 R rows (a row is one workspace update of one sequence), T inner steps, numbered from 1. p_RT is the
 probability that step t is the last one, and sums to one over t.
@@ -56,19 +56,3 @@ def expected_steps(p_RT: Tensor) -> Tensor:
     """(R,): sum_t t p_t."""
     p_RT = statistic(p_RT)
     return p_RT @ torch.arange(1, p_RT.shape[1] + 1, device=p_RT.device, dtype=p_RT.dtype)
-
-
-def truncate(p_RT: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """(weights_RT, executed_R): steps run until their p exceed the threshold; the last one takes the rest.
-
-    A row's weights depend on no p after its last step, so running all T steps and cutting (training) equals
-    stopping (decoding). The weights sum to one and have a gradient; the number of steps has none.
-    """
-    p_RT = statistic(p_RT)
-    done_RT = p_RT.detach().cumsum(1) > threshold
-    run_RT = torch.cat([torch.ones_like(done_RT[:, :1]), ~done_RT[:, :-1]], 1)
-    executed_R = run_RT.sum(1)
-    column_T = torch.arange(1, p_RT.shape[1] + 1, device=p_RT.device)
-    before_RT = p_RT.masked_fill(column_T >= executed_R[:, None], 0)
-    rest_R1 = 1 - before_RT.sum(1, keepdim=True)
-    return torch.where(column_T == executed_R[:, None], rest_R1, before_RT), executed_R

@@ -61,7 +61,7 @@ class WorkspaceForCausalLM(WorkspacePreTrained, GenerationMixin):
         labels [B, T]: the input ids with -100 where nothing is to be learned; shifted here, once. With labels
         the loss is computed in pieces and no logits are returned. Other inputs: see WorkspaceModel.
         """
-        out = self.model(input_ids, attention_mask, **inputs)
+        out = self.model(input_ids, attention_mask, return_dict=return_dict, **inputs)
         hidden_BTD = out.last_hidden_state
         logits = loss = None
         if labels is not None:

@@ -123,6 +123,8 @@ class WorkspaceModel(Switches, WorkspacePreTrained):
         which a chunk begins, such as the first after a prompt. document_ids [B, T]: packed documents of
         a row; each is computed as if it were alone. Positions follow from the mask.
         """
+        if not return_dict:
+            raise UserError("return_dict=False: a workspace model returns its outputs by name; leave it out")
         x_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         rows, width = x_BTD.shape[:2]
         every_BT = torch.ones(rows, width, dtype=torch.bool, device=x_BTD.device)

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from quietreasoning.backbone import Backbone, BackboneConfig, load_backbone
 from quietreasoning.config import Pick, Settings, UserError
 from quietreasoning.contract import Method, MethodConfig
+from quietreasoning.data.absent import ABSENT, assumed_tokenizer, mark_absent
 from quietreasoning.data.batches import Batches
 from quietreasoning.data.config import DataConfig, build_task
 from quietreasoning.data.encoder import Encoder
@@ -87,24 +88,35 @@ class Resolved:
     recipe: str
     config: RunConfig
     provenance: dict[str, str]
+    absent: tuple[str, ...] = ()  # settings that must name a file before training
 
     @property
     def out(self) -> Path:
         return Path(self.config.out)
 
 
-def resolve(recipe: str, overrides: Sequence[str] = (), out: str | None = None) -> Resolved:
-    """A shipped recipe or a YAML file under `a.b=c` settings. UserError names the first fault."""
+def resolve(
+    recipe: str, overrides: Sequence[str] = (), out: str | None = None, *, need_files: bool = True
+) -> Resolved:
+    """A shipped recipe or a YAML file under `a.b=c` settings. UserError names the first fault.
+
+    need_files: refuse a recipe that reads files and names none; else they are listed, for a plan.
+    """
     overrides = [*overrides, *([f"out={json.dumps(out)}"] if out is not None else [])]
     layers = expand(load_recipe(recipe, overrides))
-    config = validate(RunConfig, layers.values, layers.provenance)
+    values, absent = mark_absent(layers.values, layers.provenance)
+    config = validate(RunConfig, values, layers.provenance)
+    if absent and need_files:
+        tasks = dict.fromkeys(stage.data.task for stage in config.stages if stage.data.path == ABSENT)
+        settings = " ".join(f"{key}=FILE" for key in absent)
+        raise UserError(f"examples of {', '.join(tasks)} come from files: set {settings} (or a folder each)")
     name = recipe if recipe in RECIPES else Path(recipe).stem
     if config.out is None:
         config = changed(config, out=f"runs/{name.replace('/', '-')}-{config.seed}")
     for stage in config.stages:
         if stage.train.steps is None and stage.train.tokens is None:
             raise UserError(f"stage {stage.name}: no budget. Set train.steps=N or train.tokens=N.")
-    return Resolved(name, config, layers.provenance)
+    return Resolved(name, config, layers.provenance, absent)
 
 
 def changed(config: RunConfig, **values: Any) -> RunConfig:
@@ -126,12 +138,14 @@ class Builder:
                 return load_tokenizer(str(self.tokenizer_folder))
             except UserError as error:
                 raise UserError(f"{error}. The quiet train command of this run writes it anew.") from None
-        first, *later = (stage.data for stage in self.config.stages)
+        datas = [stage.data for stage in self.config.stages]
         backbone, own = self.config.backbone, self.config.backbone.workspace
         path, revision = backbone.path, backbone.revision
         if own is not None:
             path, revision = own.trunk, own.revision
-        return build_tokenizer(first, build_task(first), path, revision, later)
+        if any(data.path == ABSENT for data in datas):
+            return assumed_tokenizer(datas, path, revision)
+        return build_tokenizer(datas[0], build_task(datas[0]), path, revision, datas[1:])
 
     def backbone(self) -> Backbone:
         """Fresh, loaded, or taken from the run that `init` names."""

@@ -8,6 +8,7 @@ a row. Rows of a table are read, not multiplied.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from quietreasoning.backbone import Backbone, meta_backbone
 from quietreasoning.build import Builder, RunConfig, StageConfig
 from quietreasoning.contract import Batch, Method
+from quietreasoning.data.absent import ABSENT, ASSUMED, assumed_batch
 from quietreasoning.data.batches import Batches, count_tokens
 from quietreasoning.data.config import build_task
 from quietreasoning.data.load import load_split
@@ -48,8 +50,8 @@ class Size:
         return 8 * (self.trained - self.tables) + 8 * self.rows
 
 
-def estimate(config: RunConfig) -> dict[str, str]:
-    """What a run will take, as words: one entry a stage, then the whole."""
+def estimate(config: RunConfig, absent: Sequence[str] = ()) -> dict[str, str]:
+    """What a run will take, as words: one entry a stage, then the whole. absent: settings to name first."""
     builder, speed = Builder(config), flops_per_second()
     figures: dict[str, str] = {}
     whole_seconds, disk = 0.0, 0
@@ -92,6 +94,9 @@ def estimate(config: RunConfig) -> dict[str, str]:
             figures[f"memory per device{how}, about"] = _bytes(peak)
     figures["disk, at most"] = _bytes(disk)
     figures["time, about"] = f"{_time(whole_seconds)} at {speed / 1e9:,.0f} GFLOP/s on this device"
+    if absent:
+        figures["to be set before training"] = ", ".join(absent)
+        figures["assumed until then"] = ASSUMED
     return figures
 
 
@@ -135,11 +140,14 @@ def held_bytes(size: Size, train: TrainConfig, devices: int) -> int:
 
 def sample_batch(builder: Builder, stage: StageConfig) -> Batch:
     """The first examples, as the method reads them."""
-    task = build_task(stage.data)
+    task, absent = build_task(stage.data), stage.data.path == ABSENT
     encoder = builder.encoder(stage.data.model_copy(update={"max_prompt_tokens": None}), 1 << 20)
-    if task.text:  # its windows are as long as the limits allow
+    if task.text or absent:  # its windows are as long as the limits allow
         context = meta_backbone(builder.config.backbone, len(builder.tokenizer)).context
         encoder = builder.encoder(stage.data, context)
+    if absent:
+        return assumed_batch(stage.data, encoder)
+    if task.text:
         examples, _ = load_split(task, "train", stage.data, encoder, n=SAMPLE)
     else:
         examples = task.split("train", SAMPLE)

@@ -265,4 +265,4 @@ def report_runs(runs: Sequence[str]) -> Path:
 
 def plan(resolved: Resolved) -> dict[str, str]:
     """What a recipe will take."""
-    return estimate(resolved.config)
+    return estimate(resolved.config, resolved.absent)

@@ -52,7 +52,8 @@ def trained(tmp_path_factory):
         (["train", "cot/pointer", "data.task=pointr"], "Did you mean 'pointer'?"),
         (["train", "cot/pointer", "steps"], "Write key=value"),
         (["train", "cot/pointer", "backbone.path=./nowhere"], "nowhere"),
-        (["train", "cot/gsm8k"], "data.path"),
+        (["train", "cot/gsm8k"], "set data.path=FILE"),
+        (["train", "workspace/3b"], "stages.latent_distill.data.path=FILE"),
         (["train", "cot/gsm8k", "data.path=./nowhere.jsonl"], "nowhere.jsonl"),
         (["train", "./nowhere.yaml"], "no recipe file"),
         (["show"], "name a recipe"),
@@ -97,6 +98,12 @@ def test_the_schema_knows_every_method():
 def test_plan_prints_figures():
     code, out, _ = quiet("plan", "cot/pointer", *TINY, "--json", "-")
     assert code == 0 and json.loads(out)
+
+
+def test_plan_tells_which_files_are_to_be_named():
+    code, out, _ = quiet("plan", "cot/gsm8k-tiny")
+    (line,) = [line for line in out.splitlines() if line.startswith("to be set before training")]
+    assert code == 0 and line.split()[-1] == "data.path" and "memory per device" in out
 
 
 def test_doctor_passes_a_tiny_recipe_and_describes_the_machine():

@@ -3,7 +3,9 @@
 import pytest
 
 from quietreasoning.build import Builder, resolve
-from quietreasoning.planning import DEVICES, count, estimate, held_bytes, meta_method
+from quietreasoning.config import UserError
+from quietreasoning.data.absent import ANSWER
+from quietreasoning.planning import DEVICES, count, estimate, held_bytes, meta_method, sample_batch
 from quietreasoning.run import diagnose
 from quietreasoning.workspace.sizes import parameters
 
@@ -59,6 +61,56 @@ def test_a_plan_names_steps_tokens_time_parts_and_memory(tiny):
     assert (
         f"memory per device of {DEVICES[1]}, ddp, about" in figures and "memory per device, about" in figures
     )
+
+
+# files that nobody has named yet
+
+PATHS = [
+    f"stages.{name}.data.path" for name in ("warmstart_dense_ws", "latent_distill", "retrieval_supervision")
+]
+TINY = ["backbone.workspace.preset=tiny", "data.tokenizer.vocab=600"]
+
+
+@pytest.mark.parametrize("named", [[], [1], [0, 2], [0, 1, 2]], ids=str)
+def test_what_is_to_be_named_is_told_by_key(named, tmp_path):
+    settings = [f"{PATHS[i]}={tmp_path}" for i in named]
+    wanted = tuple(key for i, key in enumerate(PATHS) if i not in named)
+    assert resolve("workspace/3b", settings, need_files=False).absent == wanted
+    if wanted:
+        with pytest.raises(UserError) as refused:
+            resolve("workspace/3b", settings)
+        assert all(f"{key}=FILE" in str(refused.value) for key in wanted)
+        assert not any(PATHS[i] in str(refused.value) for i in named) and "\n" not in str(refused.value)
+
+
+def test_one_setting_names_the_file_of_all_stages():
+    assert resolve("slots/gsm8k", need_files=False).absent == ("data.path",)
+
+
+def test_the_large_recipe_is_planned_without_files():
+    """Windows are whole, a vocabulary is full, and a budget of answer tokens is a number of rows."""
+    resolved = resolve("workspace/3b", TINY, need_files=False)
+    figures = estimate(resolved.config, resolved.absent)
+    assert figures["to be set before training"] == ", ".join(PATHS)
+    context, rows = 1024, 384  # of the tiny preset
+    text = figures["stage warmstart_dense_ws"]
+    assert f"{rows * context:,} tokens" in text and f"{round(7e9 / rows / (context - 1)):,} steps" in text
+    assert f"{round(1e9 / 16384 / ANSWER):,} steps" in figures["stage latent_distill"]
+    assert figures["parameters, embeddings and head"] == f"{2 * 600 * 128:,}"
+    assert "memory per device of 8, fsdp, about" in figures and "time, about" in figures
+
+
+def test_files_that_are_there_are_read(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the river of bora keli is long . " * 2000)
+    resolved = resolve("workspace/3b", [*TINY, f"{PATHS[0]}={text}"], need_files=False)
+    builder = Builder(resolved.config)
+    assert len(builder.tokenizer) == 600 and len(builder.tokenizer.tokenize(" river")) == 1
+    first, later = (
+        sample_batch(builder, resolved.config.stages[0]),
+        sample_batch(builder, resolved.config.stages[3]),
+    )
+    assert first.prompt_BP.unique().numel() > 5 and later.prompt_BP.unique().numel() == 1
 
 
 def test_the_doctor_passes_over_stages_of_no_steps(tiny):

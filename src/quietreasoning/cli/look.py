@@ -104,7 +104,7 @@ def plan(recipe: str = RECIPE, settings: list[str] = SETTINGS, json: str = JSON)
     from quietreasoning import run
     from quietreasoning.cli.output import print_table, write_json
 
-    figures = run.plan(run.resolve(recipe, list(settings or ())))
+    figures = run.plan(run.resolve(recipe, list(settings or ()), need_files=False))
     write_json(json, figures)
     if json != "-":
         print_table(("what", "how much"), figures.items())

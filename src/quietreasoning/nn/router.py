@@ -82,6 +82,22 @@ class Router(nn.Module):
         return Plan(**values, logits=logits)
 
 
+def stack(plans: list[Plan]) -> Plan:
+    """What modules obey of the plans of C chunks, chunks as rows [R C, ...]."""
+    if len(plans) == 1:
+        return plans[0]
+
+    def join(parts: tuple) -> Tensor | Choice | None:
+        if parts[0] is None:
+            return None
+        if isinstance(parts[0], Choice):
+            return Choice(*map(join, zip(*parts, strict=True)))
+        return torch.stack(parts, 1).flatten(0, 1)
+
+    obeyed = ("ssm_RG", "pkm_R", "temperature_R", "choice")
+    return Plan(**{name: join(tuple(getattr(plan, name) for plan in plans)) for name in obeyed})
+
+
 def use_or_skip(gate: Tensor, threshold: float) -> Tensor:
     """gate where it passes the threshold, exactly 0 elsewhere; the gradient is the gate's (1308.3432)."""
     hard = torch.where(gate > threshold, gate, 0.0).detach()

@@ -1,6 +1,7 @@
 """A Llama-shaped block that reads a sequence chunk by chunk: earlier keys and values are handed in as pieces.
 
-Shapes: R rows, T new positions, S old plus new positions, D width, H heads, G key/value heads, C head width.
+Shapes: R rows, T new positions, S old plus new positions, D width, H heads, G key/value heads, C head width,
+Q = R x chunks, N tokens of a chunk: where a choice or slots hold for a chunk, chunks are rows.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class Block(nn.Module):
         """The stream after this block, and the new keys and values (with `whole`: the old ones before them).
 
         rope: cosines and sines [R, 1, T, C]. mask: True where a key may be seen; None is causal
-        without past. choice: which adapters these rows use; None uses none and costs nothing.
+        without past. choice: which adapters each row uses, or each of a row's equally long chunks; None uses
+        none and costs nothing.
         """
         attended, new, joined = self.attend(self.attention_norm(x_RTD), rope, past, mask_R1TS, choice)
         x_RTD = x_RTD + attended
@@ -91,16 +93,17 @@ class Block(nn.Module):
         self, x_RTD: Tensor, rope: Piece, past: tuple[Piece, ...], mask: Tensor | None, choice: Choice | None
     ) -> tuple[Tensor, Piece, Piece]:
         own, rows, new = self.adapters if choice is not None else None, *x_RTD.shape[:2]
-        qkv = self.qkv(x_RTD)
+        x_QND = by_chunk(x_RTD, choice)
+        qkv = self.qkv(x_QND)
         if own is not None:
-            qkv = own.qkv(x_RTD, choice, base_RTO=qkv)
+            qkv = own.qkv(x_QND, choice, base_RTO=qkv)
         kv_width = self.kv_heads * self.head_dim
         q, k, v = qkv.split([self.heads * self.head_dim, kv_width, kv_width], dim=-1)
         if own is not None and own.keys is not None:
             k, v = k * own.keys(choice).to(k.dtype), v * own.values(choice).to(v.dtype)
-        q = q.view(rows, new, self.heads, self.head_dim).transpose(1, 2)
-        k = k.view(rows, new, self.kv_heads, self.head_dim).transpose(1, 2)
-        v = v.view(rows, new, self.kv_heads, self.head_dim).transpose(1, 2)
+        q = q.reshape(rows, new, self.heads, self.head_dim).transpose(1, 2)
+        k = k.reshape(rows, new, self.kv_heads, self.head_dim).transpose(1, 2)
+        v = v.reshape(rows, new, self.kv_heads, self.head_dim).transpose(1, 2)
         if self.query_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if self.rotary:
@@ -116,23 +119,23 @@ class Block(nn.Module):
             is_causal=mask is None and new > 1,
             enable_gqa=self.heads != self.kv_heads,
         )
-        mixed = mixed.transpose(1, 2).reshape(rows, new, -1)
+        mixed = mixed.transpose(1, 2).reshape(*x_QND.shape[:2], -1)
         out = self.out(mixed)
         if own is not None:
             out = own.out(mixed, choice, base_RTO=out)
-        return out, (k, v), (keys, values)
+        return out.view(rows, new, -1), (k, v), (keys, values)
 
     def feed_forward(self, x_RTD: Tensor, choice: Choice | None) -> Tensor:
-        own = self.adapters if choice is not None else None
-        both = self.gate_up(x_RTD)
+        own, x_QND = self.adapters if choice is not None else None, by_chunk(x_RTD, choice)
+        both = self.gate_up(x_QND)
         if own is not None:
-            both = own.gate_up(x_RTD, choice, base_RTO=both)
+            both = own.gate_up(x_QND, choice, base_RTO=both)
         gate, up = both.chunk(2, dim=-1)
         hidden = F.silu(gate) * up
         if own is not None and own.hidden is not None:
             hidden = hidden * own.hidden(choice).to(hidden.dtype)
         out = self.down(hidden)
-        return out if own is None else own.down(hidden, choice, own.fusion, out)
+        return (out if own is None else own.down(hidden, choice, own.fusion, out)).view_as(x_RTD)
 
 
 class SlotReader(nn.Module):
@@ -158,9 +161,19 @@ class SlotReader(nn.Module):
         return keys, values
 
     def forward(self, x_RTD: Tensor, slots: Piece) -> Tensor:
-        query = self.query(self.norm(x_RTD)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        """slots: of each row, or of each of a row's equally long chunks."""
+        query = (
+            self.query(self.norm(x_RTD)).reshape(len(slots[0]), -1, *slots[0].shape[1:4:2]).transpose(1, 2)
+        )
         mixed = F.scaled_dot_product_attention(query, slots[0].to(query.dtype), slots[1].to(query.dtype))
-        return x_RTD + torch.tanh(self.gate) * self.out(mixed.transpose(1, 2).flatten(2))
+        mixed_RTD = mixed.transpose(1, 2).reshape(*x_RTD.shape[:2], -1)
+        return x_RTD + torch.tanh(self.gate) * self.out(mixed_RTD)
+
+
+def by_chunk(x_RTD: Tensor, choice: Choice | None) -> Tensor:
+    """The same tokens [Q, N, D], a row for each choice."""
+    rows = len(x_RTD) if choice is None else len(choice.indices_RK)
+    return x_RTD if rows == len(x_RTD) else x_RTD.reshape(rows, -1, x_RTD.shape[-1])
 
 
 def rotate(x_RHTC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

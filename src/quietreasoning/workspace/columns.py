@@ -1,6 +1,8 @@
-"""Between an input's rows and the columns of its layout; positions and masks of a column."""
+"""Between an input's rows and the columns of its layout; runs of columns, positions and masks."""
 
 from __future__ import annotations
+
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -9,6 +11,23 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from quietreasoning.nn.trunk import Piece
 from quietreasoning.workspace.config import WorkspaceConfig
 from quietreasoning.workspace.layout import Column
+
+
+def runs(columns: list[Column]) -> list[list[Column]]:
+    """Columns in a row that hold the same streams and as many places: what waits for no slots reads a run at
+    once, and what depends on the chunk sees it as more rows."""
+    return [list(run) for _, run in groupby(columns, key=lambda c: c.index_RN.shape)]
+
+
+def join(run: list[Column]) -> Column:
+    """A run as one column."""
+    if len(run) == 1:
+        return run[0]
+    index, valid, position = (
+        torch.cat(parts, 1)
+        for parts in zip(*((c.index_RN, c.valid_RN, c.position_RN) for c in run), strict=True)
+    )
+    return Column(index, valid, position, run[0].fresh_R, all(c.full for c in run))
 
 
 def gather(columns: list[Column], outs: list[list[Tensor]], rows: int, width: int) -> list[Tensor]:

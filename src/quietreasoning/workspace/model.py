@@ -1,12 +1,9 @@
-"""WorkspaceModel: `column` advances all streams by one chunk, and training, prefill and decoding all call it.
+"""WorkspaceModel: `read` advances all streams by a run of chunks; training, prefill and decoding all call it.
 
 Shapes: B rows and T positions of the input, R streams, N tokens of a column, D width, K slots.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +12,19 @@ from quietreasoning.config import UserError
 from quietreasoning.losses.halting import rate_for_mean
 from quietreasoning.nn.product_key_memory import ProductKeyReader, ProductKeyTable
 from quietreasoning.nn.router import Plan, Router, neutral
-from quietreasoning.nn.slots import Advance, SlotUpdate
+from quietreasoning.nn.slots import SlotUpdate
 from quietreasoning.nn.ssm import SSMExpert
-from quietreasoning.nn.trunk import Block, Piece, SlotReader
-from quietreasoning.workspace.cache import State, WorkspaceCache, put_rows
-from quietreasoning.workspace.columns import Rotary, attention_mask, gather
+from quietreasoning.nn.trunk import Block, SlotReader
+from quietreasoning.workspace.cache import State, WorkspaceCache
+from quietreasoning.workspace.columns import Rotary, gather, join, runs
 from quietreasoning.workspace.config import WorkspaceConfig
 from quietreasoning.workspace.features import Switches, WorkspacePreTrained
-from quietreasoning.workspace.layout import Column, Layout, lay_out
+from quietreasoning.workspace.layout import Layout, lay_out
+from quietreasoning.workspace.reads import Reads
 from quietreasoning.workspace.trace import Trace, WorkspaceOutput
 
 
-class WorkspaceModel(Switches, WorkspacePreTrained):
+class WorkspaceModel(Reads, Switches, WorkspacePreTrained):
     """The model without its head. The head reads the token stream alone, never the slots."""
 
     def __init__(self, config: WorkspaceConfig):
@@ -146,16 +144,16 @@ class WorkspaceModel(Switches, WorkspacePreTrained):
         counts = self.training and torch.is_grad_enabled() and "pkm" in self.plan_parts()
         record = Trace(layout.row_R, layout.columns) if trace or counts else None
         flat_ND = x_BTD.flatten(0, 1)
-        outs = []
-        for number, column in enumerate(layout.columns):
-            state = self._cut(state.first(len(column.fresh_R)), number)
-            hidden, state = self.column(state, column, flat_ND, record, every=output_hidden_states)
-            outs.append(hidden)
+        parts, outs, number = runs(layout.columns), [], 0
+        for run in parts:
+            states, state = self.read(state.first(len(run[0].fresh_R)), run, flat_ND, record, number)
+            outs.append(states if output_hidden_states else states[-1:])
+            number += len(run)
         if not outs:
             raise UserError("attention_mask holds no token at all; give every call at least one")
         if counts:  # once a forward: ranks add up what they count, and their rows differ in chunks
             self.table.count(*record.hits())
-        hidden_states = gather(layout.columns, outs, rows, width)
+        hidden_states = gather([join(run) for run in parts], outs, rows, width)
         if cache is not None:
             state.length_R, state.filled_R = layout.length_R, layout.filled_R
             cache.state = state
@@ -178,13 +176,6 @@ class WorkspaceModel(Switches, WorkspacePreTrained):
             filled_B=None if state is None else state.filled_R,
         )
 
-    def _cut(self, state: State, number: int) -> State:
-        """Every few chunks the slots' gradient ends (truncated backpropagation through time)."""
-        chunks = self.config.bptt_chunks if self.training else 0
-        if not chunks or not number or number % chunks or state.slots_RKD is None:
-            return state
-        return replace(state, slots_RKD=state.slots_RKD.detach())
-
     def begin(self, rows: int, like: Tensor) -> State:
         """Before the first token: the learned slots and the plan they lead to."""
         none = torch.zeros(rows, dtype=torch.long, device=like.device)
@@ -200,115 +191,9 @@ class WorkspaceModel(Switches, WorkspacePreTrained):
         if self.config.has("workspace"):
             slots = self.workspace.start(rows)
             state.slots_RKD, state.plan = slots, self.plan(slots)
-            state.readable = self.readable(slots)
             state.open_RND = like.new_zeros(rows, 0, self.config.hidden_size)
             state.open_RN = torch.zeros(rows, 0, dtype=torch.bool, device=like.device)
         return state
 
     def plan(self, slots_RKD: Tensor) -> Plan:
         return self.router(slots_RKD.mean(1), self.plan_parts())
-
-    def readable(self, slots_RKD: Tensor) -> tuple[Piece, ...]:
-        return tuple(reader.read(slots_RKD) for reader in self.readers.values())
-
-    def column(
-        self, state: State, column: Column, flat_ND: Tensor, trace: Trace | None, *, every: bool
-    ) -> tuple[list[Tensor], State]:
-        """Advance every stream by one chunk, or by the part of it that is there.
-
-        flat_ND: embeddings of the whole input. Returns the states asked for (the last one normalised; with
-        `every` also the embeddings and each block's) and the state after the column.
-        """
-        advance, read_RN = None, None
-        if self.config.has("workspace"):
-            read_RN = state.open_RN
-            state, advance = self.advance(state, column.fresh_R, every=trace is not None)
-        x = flat_ND[column.index_RN]
-        mask = attention_mask(state.valid_RS, column)
-        rope = self.rotary(column.position_RN)
-        past, ssm, reads, seen = [], list(state.ssm), {}, [x]
-        whole = not torch.is_grad_enabled()  # with gradients, pieces are shared among the chunks' graphs
-        for number, block in enumerate(self.blocks, 1):
-            if str(number) in self.readers and state.readable:
-                x = self.readers[str(number)](x, state.readable[number - self.config.read_block - 1])
-            before = state.past[number - 1]
-            x, piece = self._block(block, x, rope, before, mask, state.plan.choice, whole)
-            past.append((piece,) if whole else (*before, piece))
-            if state.plan.ssm_RG is not None and number in self.config.ssm_blocks:
-                at = self.config.ssm_blocks.index(number)
-                x, ssm[at] = self.expert(number, x, column, ssm[at], state.plan.ssm_RG[:, at])
-            if state.plan.pkm_R is not None and number in self.config.pkm_blocks:
-                x, reads[number] = self.remember(number, x, column, state.plan)
-            if number == self.config.read_block and self.config.has("workspace"):
-                state = state.take_in(x, column.valid_RN)
-            seen.append(x)
-        if trace is not None:
-            trace.note(state, advance, read_RN, reads)
-        state = replace(
-            state, past=tuple(past), ssm=tuple(ssm), valid_RS=torch.cat([state.valid_RS, column.valid_RN], 1)
-        )
-        return [*(seen[:-1] if every else ()), self.norm(seen[-1])], state
-
-    def advance(self, state: State, fresh_R: Tensor, *, every: bool) -> tuple[State, Advance | None]:
-        """Where a chunk begins: the slots take in the one before, and a new plan is made."""
-        if not bool(fresh_R.any()):
-            return state, None
-        if bool(fresh_R.all()):
-            done = self.workspace(state.slots_RKD, state.open_RND, state.open_RN, every)
-            new = (done.slots_RKD, self.plan(done.slots_RKD), self.readable(done.slots_RKD))
-            open_RND, open_RN = state.open_RND[:, :0], state.open_RN[:, :0]
-        else:
-            rows = fresh_R.nonzero()[:, 0]
-            done = self.workspace(state.slots_RKD[rows], state.open_RND[rows], state.open_RN[rows], every)
-            part = (done.slots_RKD, self.plan(done.slots_RKD), self.readable(done.slots_RKD))
-            new = put_rows((state.slots_RKD, state.plan, state.readable), part, rows)
-            open_RN = state.open_RN & ~fresh_R[:, None]
-            keep = open_RN.any(0)
-            open_RND, open_RN = state.open_RND[:, keep], open_RN[:, keep]
-        slots, plan, readable = new
-        return replace(
-            state, slots_RKD=slots, plan=plan, readable=readable, open_RND=open_RND, open_RN=open_RN
-        ), done
-
-    def _block(self, block: Block, *inputs: Any) -> tuple[Tensor, Piece]:
-        if self.gradient_checkpointing and self.training:
-            return self._gradient_checkpointing_func(block.__call__, *inputs)
-        return block(*inputs)
-
-    def expert(
-        self, number: int, x: Tensor, column: Column, state: Any, gate_R: Tensor
-    ) -> tuple[Tensor, Any]:
-        """x + g mixer(x); a row whose gate is zero keeps its state and, when serving, computes nothing."""
-        expert, used_R = self.experts[str(number)], gate_R > 0
-        valid = None if column.full else column.valid_RN
-        if torch.is_grad_enabled() or bool(used_R.all()):
-            mixed, new = expert(x, valid, state)
-            if not self.training and bool(used_R.all()):
-                return x + gate_R[:, None, None].to(x.dtype) * mixed, new
-            keep = [
-                torch.where(used_R.view(-1, *[1] * (a.dim() - 1)), a, b)
-                for a, b in zip(new, state, strict=True)
-            ]
-            return x + gate_R[:, None, None].to(x.dtype) * mixed, type(state)(*keep)
-        rows = used_R.nonzero()[:, 0]
-        if len(rows) == 0:
-            return x, state
-        mixed, new = expert(
-            x[rows], None if valid is None else valid[rows], type(state)(*(s[rows] for s in state))
-        )
-        x = x.index_add(0, rows, gate_R[rows, None, None].to(x.dtype) * mixed.to(x.dtype))
-        return x, put_rows(state, new, rows)
-
-    def remember(self, number: int, x: Tensor, column: Column, plan: Plan) -> tuple[Tensor, Any]:
-        """x + u read(x); rows whose plan says no read nothing."""
-        reader, gate_R = self.memory[str(number)], plan.pkm_R
-        temperature = (self.temperature * plan.temperature_R)[:, None, None, None]
-        used_R = gate_R > 0
-        if torch.is_grad_enabled() or bool(used_R.all()):
-            read = reader(x, self.table, temperature)
-            return x + gate_R[:, None, None].to(x.dtype) * read.out_RTD.to(x.dtype), read
-        rows = used_R.nonzero()[:, 0]
-        if len(rows) == 0:
-            return x, None
-        read = reader(x[rows], self.table, temperature[rows])
-        return x.index_add(0, rows, gate_R[rows, None, None].to(x.dtype) * read.out_RTD.to(x.dtype)), read

@@ -1,7 +1,7 @@
 """`python -m quietreasoning.workspace.sizes [PRESET] [TOKENS]`: what every part weighs and computes.
 
 Nothing is allocated: models are built on the meta device, and FLOPs are what torch.utils.flop_counter sees of
-the model's own `column`, run chunk by chunk over one sequence. The counter knows matrix products alone, of
+the model's own `read`, called chunk by chunk over one sequence. The counter knows matrix products alone, of
 the trunk and of all else alike; the rows a memory reads are added by hand.
 """
 
@@ -127,7 +127,7 @@ def column_flops(
         for column in columns:
             with FlopCounterMode(display=False) as counter:
                 state = state or own.begin(1, flat_ND)
-                states, state = own.column(state, shapes_of(column), flat_ND, trace, every=False)
+                states, state = own.read(state, [shapes_of(column)], flat_ND, trace)
                 model.lm_head(states[-1])
             found.append(counter.get_total_flops() + read_flops(own, column.index_RN.numel()))
     own.set_features(before)

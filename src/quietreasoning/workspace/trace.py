@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,13 @@ from quietreasoning.nn.router import Plan
 from quietreasoning.nn.slots import Advance
 from quietreasoning.workspace.cache import State
 from quietreasoning.workspace.layout import Column
+
+
+class Hits(NamedTuple):
+    """What tokens of a run of columns read of the memory."""
+
+    indices_NHK: Tensor
+    counted_N: Tensor  # real tokens of chunks whose plan reads it
 
 
 @dataclass
@@ -25,24 +32,24 @@ class Trace:
     advances: list[Advance | None] = field(default_factory=list)  # None where the column began with the first
     plans: list[Plan] = field(default_factory=list)
     open_valid: list[Tensor] = field(default_factory=list)  # [R, N] tokens each advance read
-    reads: list[dict[int, Any]] = field(default_factory=list)  # product-key reads by block
+    reads: dict[int, list[Hits]] = field(default_factory=dict)  # by block
 
-    def note(self, state: State, advance: Advance | None, read_RN: Tensor | None, reads: dict) -> None:
+    def note(self, state: State, advance: Advance | None, read_RN: Tensor | None) -> None:
         """Add one column."""
         self.advances.append(advance)
         self.plans.append(state.plan)
-        self.reads.append(reads)
         if state.slots_RKD is not None:
             self.slots.append(state.slots_RKD)
             self.open_valid.append(read_RN)
 
-    def hits(self) -> tuple[Tensor, Tensor]:
-        """Slots of the memory that all tokens read, [1, N, H, K], and which tokens count [1, N]."""
-        found = [
-            (read.indices_RTHK.flatten(0, 1), (column.valid_RN & (plan.pkm_R > 0)[:, None]).flatten())
-            for column, plan, reads in zip(self.columns, self.plans, self.reads, strict=True)
-            for read in reads.values()
-        ]
+    def hit(self, block: int, indices_QNHK: Tensor, counted_QN: Tensor) -> None:
+        """Add what was read of the memory after a block."""
+        self.reads.setdefault(block, []).append(Hits(indices_QNHK.flatten(0, 1), counted_QN.flatten()))
+
+    def hits(self, block: int | None = None) -> tuple[Tensor, Tensor]:
+        """Slots of the memory that tokens read after a block, or after all, [1, N, H, K], and which of the
+        tokens count [1, N]."""
+        found = [hit for number, hits in self.reads.items() if block in (None, number) for hit in hits]
         indices, counted = zip(*found, strict=True)
         return torch.cat(indices)[None], torch.cat(counted)[None]
 

@@ -175,12 +175,9 @@ def figures(trace: Trace, slots: int) -> Metrics:
         if "adapters" in plan.logits:
             share_RE = plan.logits["adapters"].softmax(-1)
             add("adapter_entropy", torch.special.entr(share_RE).sum(), rows)
-    for number in trace.reads[0] if trace.reads else ():
-        reads = [
-            (c.valid_RN, r[number]) for c, r in zip(trace.columns, trace.reads, strict=True) if r.get(number)
-        ]
-        indices = torch.cat([r.indices_RTHK.flatten(0, 1)[None] for _, r in reads], 1)
-        seen = usage(indices, slots, torch.cat([v.flatten()[None] for v, _ in reads], 1))
+    for number in trace.reads:
+        indices, counted = trace.hits(number)
+        seen = usage(indices, slots, counted)
         add("pkm_hit_rate", seen.share, 1)
         add("pkm_entropy", seen.entropy, 1)
     return found

@@ -1,6 +1,7 @@
 """Losses against the loops their equations say."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -120,3 +121,12 @@ def test_hidden_match_is_zero_at_the_teacher_and_finite_for_a_flat_one():
     assert hidden_match(teacher, teacher, torch.ones(3).bool()).item() == 0
     flat = torch.ones(2, 3, 6)
     assert torch.isfinite(hidden_match(teacher, flat, torch.ones(3).bool()))
+
+
+def test_hidden_match_of_nothing_is_a_silent_zero_with_a_graph():
+    student, none = torch.zeros(2, 0, 6, requires_grad=True), torch.zeros(0, dtype=torch.bool)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        total = hidden_match(student, torch.zeros(2, 0, 6), none)
+    total.backward()
+    assert total.item() == 0 and student.grad.shape == student.shape

@@ -1,5 +1,6 @@
 """The workspace method: counts by hand, controls and effort, annealing, and what its settings refuse."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from quietreasoning.backbone import BackboneConfig, load_backbone
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Batch, Markers
 from quietreasoning.methods.workspace import Workspace
+from quietreasoning.methods.workspace.contrast import drawn
 from quietreasoning.train.doctor import examine
 from quietreasoning.validation import validate
 
@@ -128,7 +130,9 @@ def test_effort_and_controls_change_the_slots_the_answer_reads():
     after = seen[1::2]
     assert len(after) == 6 and all(not torch.allclose(state, after[0], atol=1e-3) for state in after[1:])
     off = made(features=("ssm",)).eval()
-    assert off.controls == () and off.generate(prompt_BP, max_new_tokens=1).latent_steps == [0] * 3
+    trunk = off.generate(prompt_BP, max_new_tokens=1)
+    assert off.controls == () and trunk.latent_steps == [0] * 3
+    assert trunk.passes == [1] * 3, "the answer prefix is read after the prompt, slots or none"
     for bad in ({"effort": 0}, {"control": "zero"}):
         with pytest.raises(ValueError, match=r"effort=0|control='zero'"):
             (method if "effort" in bad else off).generate(prompt_BP, max_new_tokens=1, **bad)
@@ -226,3 +230,23 @@ def test_rows_without_answers_are_refused_where_answers_are_learned():
         made()(text([6, 9]))
     with pytest.raises(UserError, match="this task is text"):
         made(learn="all", weights={"step": 1})(text([6, 9]))
+
+
+@pytest.mark.parametrize("learn", ["answer", "all"])
+def test_the_contrast_is_told_beside_its_chance_level(learn):
+    """Of an answer ln(1 + negatives); of a chunk ln of the row's chunks, which are two, three and one."""
+    method = made(learn=learn, negatives=7, weights={"contrast": 1})
+    batch = rows([9, 3, 5], [3, 1, 6]) if learn == "answer" else text([8, 12, 4])
+    metrics = method(batch).metrics
+    chance, count = metrics["contrast_chance"]
+    if learn == "all":
+        wanted, of = math.log(2) + 2 * math.log(3), 3
+    else:
+        answers = [set(row.tolist()) for row in batch.answer_BA]
+        kept = [
+            [t for t in row.tolist() if t not in a]
+            for row, a in zip(drawn(batch, VOCAB, 7), answers, strict=True)
+        ]
+        wanted, of = sum(math.log(1 + len(tokens)) for tokens in kept), 3
+    assert int(count) == int(metrics["contrast_accuracy"][1]) == of
+    assert float(chance) == pytest.approx(wanted, rel=1e-5)

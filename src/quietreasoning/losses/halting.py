@@ -50,9 +50,3 @@ def halting_kl(p_RT: Tensor, rate: float, rows_R: Tensor) -> tuple[Tensor, Tenso
     prior_T = geometric_prior(rate, p_RT.shape[1], p_RT.device)
     kl_R = (p_RT * (p_RT.clamp(min=TINY).log() - prior_T.log())).sum(1)
     return sum_rows(kl_R, rows_R)
-
-
-def expected_steps(p_RT: Tensor) -> Tensor:
-    """(R,): sum_t t p_t."""
-    p_RT = statistic(p_RT)
-    return p_RT @ torch.arange(1, p_RT.shape[1] + 1, device=p_RT.device, dtype=p_RT.dtype)

@@ -14,6 +14,8 @@ def hidden_match(student_LBD: Tensor, teacher_LBD: Tensor, rows_B: Tensor) -> Te
     that a row does not depend on its neighbours). The teacher carries no gradient. rows_B: bool, the
     rows that count.
     """
+    if not student_LBD.numel():  # no row, or no step in any: a deviation of nothing would warn
+        return student_LBD.float().sum()
     teacher_LBD = teacher_LBD.detach().float()
     scale_LB1 = teacher_LBD.std(dim=2, unbiased=False, keepdim=True).clamp(min=1e-6)
     distance_LBD = F.smooth_l1_loss(student_LBD.float(), teacher_LBD, reduction="none") / scale_LB1

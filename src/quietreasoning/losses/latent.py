@@ -56,20 +56,11 @@ def orthogonality(slots_RKD: Tensor, rows_R: Tensor) -> tuple[Tensor, Tensor]:
     return sum_rows(off_RKK.square().sum((1, 2)) / max(slots * (slots - 1), 1), rows_R)
 
 
-def read_sparsity(gates_RK: Tensor, rows_R: Tensor) -> tuple[Tensor, Tensor]:
-    """L1: mean over slots of gates or read weights in [0, 1], one a slot.
-
-    Never of slot vectors (that shrinks them to zero), and not of weights that come from a softmax over the
-    slots: these sum to one whatever they are, so their L1 has no gradient. For those take `read_entropy`.
-    """
-    return sum_rows(statistic(gates_RK).abs().mean(1), rows_R)
-
-
 def read_entropy(weights_RTK: Tensor, valid_RT: Tensor) -> tuple[Tensor, Tensor]:
     """Entropy of each token's read weights, over ln K: 1 if it reads all slots alike, 0 if it reads one.
 
     Mean over the row's valid tokens; rows without any do not count. The L1 of a softmax being constant,
-    this is the sparsity of softmax reads (a departure from plain L1).
+    this is the sparsity of softmax reads (a departure from plain L1, which would have no gradient).
     """
     weights_RTK = statistic(weights_RTK)
     entropy_RT = -(weights_RTK * weights_RTK.clamp(min=1e-9).log()).sum(-1)

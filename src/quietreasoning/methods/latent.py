@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
 
-import torch
 from torch import Tensor
 
-from quietreasoning.backbone import States, last_hidden, role_of
-from quietreasoning.contract import Method, Response, Role
-from quietreasoning.methods.sequence import (
-    filler_embedding,
-    greedy,
-    mixed_inputs,
-    prefix_ids,
-    read_prompt,
-    refuse_control,
-    respond,
-    row_seeds,
-)
-from quietreasoning.nn.corrupt import corrupt
+from quietreasoning.backbone import States
+from quietreasoning.methods.sequence import mixed_inputs, read_prompt
+from quietreasoning.methods.writing import Ready, Writer
 
 
-class LatentMethod(Method):
+class LatentMethod(Writer):
     """A method whose thoughts are K embeddings between prompt and answer."""
 
     visible_steps = False  # True where visible steps follow the thoughts
@@ -47,40 +35,13 @@ class LatentMethod(Method):
         inputs, roles = mixed_inputs(self.backbone, None, thoughts_BKD, ids_BT, role_BT)
         return self.backbone(inputs, roles, prompt.past.fork(), mutual=self.mutual, layers=layers)
 
-    @torch.no_grad()
-    def generate(
-        self,
-        prompt_BP: Tensor,
-        *,
-        max_new_tokens: int,
-        control: str | None = None,
-        effort: int | None = None,
-    ) -> Response:
-        refuse_control(self.config.name, control, self.controls)
-        started = time.perf_counter()
-        prompt = read_prompt(self.backbone, prompt_BP)
+    def prepare(self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int) -> Ready:
+        states = prompt = read_prompt(self.backbone, prompt_BP)
         thoughts_BKD, passes = self.think(prompt, effort)
-        if control is not None:
-            filler_D = filler_embedding(self.backbone, self.markers, prompt_BP.device)
-            thoughts_BKD = corrupt(thoughts_BKD, control, filler_D, row_seeds(prompt_BP))
-        ids_BM = prefix_ids(self.markers, len(prompt_BP), prompt_BP.device)
+        thoughts_BKD = self.corrupted(thoughts_BKD, control, prompt_BP)
+        ids_BM, role_BM = self.prefix(prompt_BP)
         if self.visible_steps:
-            ids_BM = ids_BM[:, :0]
-        states = prompt
+            ids_BM, role_BM = ids_BM[:, :0], role_BM[:, :0]
         if thoughts_BKD.shape[1] + ids_BM.shape[1]:
-            states = self.read(prompt, thoughts_BKD, ids_BM, role_of(ids_BM, Role.MARKER))
-        rows = greedy(
-            self.backbone,
-            states.past,
-            last_hidden(states),
-            max_new_tokens=max_new_tokens,
-            eos=self.markers.eos,
-        )
-        return respond(
-            rows,
-            self.markers,
-            given=not self.visible_steps,
-            passes=passes,
-            latent_steps=self.latent_steps(thoughts_BKD, passes),
-            started=started,
-        )
+            states = self.read(prompt, thoughts_BKD, ids_BM, role_BM)
+        return Ready(states, not self.visible_steps, passes, self.latent_steps(thoughts_BKD, passes))

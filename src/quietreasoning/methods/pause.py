@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from quietreasoning.backbone import Backbone, last_hidden, role_of
-from quietreasoning.contract import Batch, Markers, Method, MethodConfig, Response, Role, StepOutput, Term
+from quietreasoning.backbone import Backbone
+from quietreasoning.contract import Batch, Markers, MethodConfig, StepOutput, Term
 from quietreasoning.methods.sequence import (
     AnswerWeights,
     count_labels,
     filler_embedding,
-    greedy,
     mixed_inputs,
-    prefix_ids,
-    refuse_control,
-    respond,
-    row_seeds,
     score_visible,
     visible_part,
 )
-from quietreasoning.nn.corrupt import corrupt
+from quietreasoning.methods.writing import Ready, Writer
 
 
-class Pause(Method):
+class Pause(Writer):
     """More positions, no content: the arm that says what extra compute alone is worth."""
 
     class Config(MethodConfig):
@@ -56,39 +50,16 @@ class Pause(Method):
         total, metrics = score_visible(self.backbone, hidden_BTD, visible)
         return StepOutput({"answer": Term(total, "token", self.config.weights.answer)}, metrics)
 
-    @torch.no_grad()
-    def generate(
-        self,
-        prompt_BP: Tensor,
-        *,
-        max_new_tokens: int,
-        control: str | None = None,
-        effort: int | None = None,
-    ) -> Response:
-        refuse_control("pause", control, self.controls)
+    def prepare(self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int) -> Ready:
         number = self.config.fillers if effort is None else effort
         if number < 0 or (number > 0 and self.filler_D is None):
             raise ValueError(
                 f"effort={effort}: pause takes 0 fillers or more, and was trained with {self.config.fillers}"
             )
-        started = time.perf_counter()
-        fillers_BKD = self._fillers(len(prompt_BP), number)
-        if control is not None:
-            filler_D = filler_embedding(self.backbone, self.markers, prompt_BP.device)
-            fillers_BKD = corrupt(fillers_BKD, control, filler_D, row_seeds(prompt_BP))
-        prefix_BM = prefix_ids(self.markers, len(prompt_BP), prompt_BP.device)
-        role_BM = role_of(prefix_BM, Role.MARKER)
-        inputs, roles = mixed_inputs(self.backbone, prompt_BP, fillers_BKD, prefix_BM, role_BM)
-        states = self.backbone(inputs, roles, keep=True)
-        rows = greedy(
-            self.backbone,
-            states.past,
-            last_hidden(states),
-            max_new_tokens=max_new_tokens,
-            eos=self.markers.eos,
-        )
+        fillers_BKD = self.corrupted(self._fillers(len(prompt_BP), number), control, prompt_BP)
+        inputs, roles = mixed_inputs(self.backbone, prompt_BP, fillers_BKD, *self.prefix(prompt_BP))
         # the fillers are known in advance, so they are read together with the prompt: no extra pass
-        return respond(rows, self.markers, given=True, passes=0, latent_steps=number, started=started)
+        return Ready(self.backbone(inputs, roles, keep=True), latent_steps=number)
 
     def _fillers(self, rows: int, number: int) -> Tensor:
         if self.filler_D is None:

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from quietreasoning.backbone import last_hidden, role_of
-from quietreasoning.contract import Batch, Method, MethodConfig, Response, Role, StepOutput, Term
-from quietreasoning.methods.sequence import (
-    AnswerWeights,
-    count_labels,
-    greedy,
-    prefix_ids,
-    refuse_control,
-    refuse_effort,
-    respond,
-    score_visible,
-    visible_part,
-)
+from quietreasoning.backbone import role_of
+from quietreasoning.contract import Batch, MethodConfig, Role, StepOutput, Term
+from quietreasoning.methods.sequence import AnswerWeights, count_labels, score_visible, visible_part
+from quietreasoning.methods.writing import Ready, Writer
 
 
-class Plain(Method):
+class Plain(Writer):
     """Direct answer, no thought. arXiv: none; every paper's "No-CoT" row."""
 
     controls = ()
+    takes_effort = False
 
     class Config(MethodConfig):
         name: Literal["plain"] = "plain"
@@ -45,27 +36,8 @@ class Plain(Method):
         total, metrics = score_visible(self.backbone, hidden_BTD, visible)
         return StepOutput({"answer": Term(total, "token", self.config.weights.answer)}, metrics)
 
-    @torch.no_grad()
-    def generate(
-        self,
-        prompt_BP: Tensor,
-        *,
-        max_new_tokens: int,
-        control: str | None = None,
-        effort: int | None = None,
-    ) -> Response:
-        refuse_control("plain", control, self.controls)
-        refuse_effort("plain", effort)
-        started = time.perf_counter()
-        prefix_BM = prefix_ids(self.markers, len(prompt_BP), prompt_BP.device)
-        role_BM = role_of(prefix_BM, Role.MARKER)
-        ids_BT = torch.cat([prompt_BP, prefix_BM], 1)
-        states = self.backbone(ids_BT, torch.cat([role_of(prompt_BP, Role.PROMPT), role_BM], 1), keep=True)
-        rows = greedy(
-            self.backbone,
-            states.past,
-            last_hidden(states),
-            max_new_tokens=max_new_tokens,
-            eos=self.markers.eos,
-        )
-        return respond(rows, self.markers, given=True, passes=0, latent_steps=0, started=started)
+    def prepare(self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int) -> Ready:
+        ids_BM, role_BM = self.prefix(prompt_BP)
+        ids_BT = torch.cat([prompt_BP, ids_BM], 1)
+        role_BT = torch.cat([role_of(prompt_BP, Role.PROMPT), role_BM], 1)
+        return Ready(self.backbone(ids_BT, role_BT, keep=True))

@@ -3,6 +3,8 @@
 Candidates come from the row itself or are drawn by its own key, never from other rows, so that a row's
 loss does not depend on its neighbours (a departure from arXiv 1807.03748).
 
+`Scored` ends with what the loss of a workspace that knows nothing would be.
+
 Shapes: B rows, R streams, C chunks, M negatives, A answer tokens, N tokens of a column, D width.
 """
 
@@ -13,10 +15,10 @@ from torch import Tensor, nn
 
 from quietreasoning.backbone import Backbone
 from quietreasoning.contract import IGNORE, Batch
-from quietreasoning.losses.latent import info_nce
+from quietreasoning.losses.latent import chance_level, info_nce
 from quietreasoning.workspace import Trace
 
-Scored = tuple[Tensor, Tensor, Tensor]  # sum, hits, count
+Scored = tuple[Tensor, Tensor, Tensor, Tensor]  # sum, hits, count, sum at chance
 
 
 def answer(
@@ -29,8 +31,7 @@ def answer(
     drawn_BM = drawn(batch, backbone.vocab_size, negatives)
     other_BM = (drawn_BM[:, :, None] != batch.answer_BA[:, None]).all(-1)
     negative_BMD = backbone.embed(drawn_BM).detach()
-    total, hits, count = info_nce(query_BD, key_BD, negative_BMD, real_BA.any(1), tau, other_BM)
-    return total, hits.float(), count
+    return _score(query_BD, key_BD, negative_BMD, real_BA.any(1), tau, other_BM)
 
 
 def drawn(batch: Batch, vocabulary: int, count: int) -> Tensor:
@@ -53,10 +54,10 @@ def next_chunk(summary: nn.Module, backbone: Backbone, trace: Trace, ids_BT: Ten
         key_CRD[c, :held] = (embed_ND[column.index_RN] * valid_RN1).sum(1) / valid_RN1.sum(1).clamp(min=1)
         there_CR[c, :held] = True
     none = torch.zeros((), device=embed_ND.device)
-    total, hits, count = trace.slots[0].sum() * 0, none, none
+    sums: Scored = trace.slots[0].sum() * 0, none, none, none
     for c in range(1, chunks):
         held, others_C = len(trace.columns[c].fresh_R), torch.arange(chunks, device=none.device) != c
-        scored = info_nce(
+        scored = _score(
             summary(trace.slots[c].mean(1)),
             key_CRD[c, :held],
             key_CRD[others_C, :held].transpose(0, 1),
@@ -64,5 +65,12 @@ def next_chunk(summary: nn.Module, backbone: Backbone, trace: Trace, ids_BT: Ten
             tau,
             there_CR[others_C, :held].T,
         )
-        total, hits, count = total + scored[0], hits + scored[1], count + scored[2]
-    return total, hits, count
+        sums = tuple(old + new for old, new in zip(sums, scored, strict=True))
+    return sums
+
+
+def _score(
+    query_RD: Tensor, key_RD: Tensor, other_RMD: Tensor, rows_R: Tensor, tau: float, counted_RM: Tensor
+) -> Scored:
+    total, hits, count = info_nce(query_RD, key_RD, other_RMD, rows_R, tau, counted_RM)
+    return total, hits.float(), count, chance_level(counted_RM, rows_R)[0]

@@ -6,44 +6,30 @@ Shapes: B rows, P prompt tokens, T positions, D width, K slots, V vocabulary.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quietreasoning.backbone import (
-    Backbone,
-    States,
-    last_hidden,
-    load_backbone,
-    meta_backbone,
-    role_of,
-)
+from quietreasoning.backbone import Backbone, States, load_backbone, meta_backbone
 from quietreasoning.config import UserError
-from quietreasoning.contract import IGNORE, Batch, Markers, Method, Response, Role, StepOutput, Term
+from quietreasoning.contract import IGNORE, Batch, Markers, Method, Role, StepOutput, Term
 from quietreasoning.losses.halting import rate_for_mean
 from quietreasoning.losses.language import chunked_next_token, unlikelihood
-from quietreasoning.methods.sequence import (
-    greedy,
-    prefix_ids,
-    refuse_control,
-    respond,
-    row_seeds,
-)
+from quietreasoning.methods.sequence import read_prompt
 from quietreasoning.methods.workspace import distill
 from quietreasoning.methods.workspace.contrast import answer, next_chunk
 from quietreasoning.methods.workspace.reading import Sequence, at_answer, lay_out
 from quietreasoning.methods.workspace.settings import Workspace as Settings
 from quietreasoning.methods.workspace.terms import figures, retrieval_term, router_terms, slot_terms
+from quietreasoning.methods.writing import Ready, Writer, row_seeds
 from quietreasoning.nn.corrupt import corrupt
 from quietreasoning.workspace import WorkspaceModel
 
 
-class Workspace(Method):
+class Workspace(Writer):
     """A Quiet Reasoning language model, with the modules a stage switches on.
 
     The prompt is read chunk by chunk; where it ends the workspace takes in the last chunk, and the answer is
@@ -170,7 +156,7 @@ class Workspace(Method):
             terms |= slot_terms(config, trace, self.predict, rate)
             terms |= router_terms(config, trace)
             if w.contrast:
-                terms["contrast"], metrics["contrast_accuracy"] = self._contrast(batch, states, seq)
+                terms["contrast"] = self._contrast(batch, states, seq, metrics)
             terms |= self._answer_terms(batch, states, seq, head_VD, metrics)
         metrics |= figures(trace, self.body.config.pkm_slots)
         if "pkm" in config.features:
@@ -206,18 +192,20 @@ class Workspace(Method):
             terms["retrieval"] = retrieval_term(self.config, logits, batch.rare_B)
         return terms
 
-    def _contrast(self, batch: Batch, states: States, seq: Sequence) -> tuple[Term, tuple[Tensor, Tensor]]:
+    def _contrast(self, batch: Batch, states: States, seq: Sequence, metrics: dict) -> Term:
         """The workspace knows the answer better than drawn tokens, or its next chunk than its others."""
-        config, weight = self.config, self.config.weights.contrast
+        config = self.config
         if seq.starts_BT is None:
-            total, hits, count = next_chunk(self.summary, self.backbone, states.trace, seq.ids_BT, config.tau)
-            return Term(total, "chunk", weight), (hits, count)
-        at = at_answer(states.trace, batch.prompt_BP.shape[1], seq.ids_BT.shape[1])
-        query_BD = self.summary(at.slots_BKD.mean(1))
-        total, hits, count = answer(
-            query_BD, self.backbone, batch, self.markers.eos, config.negatives, config.tau
-        )
-        return Term(total, "sequence", weight), (hits, count)
+            unit = "chunk"
+            scored = next_chunk(self.summary, self.backbone, states.trace, seq.ids_BT, config.tau)
+        else:
+            at = at_answer(states.trace, batch.prompt_BP.shape[1], seq.ids_BT.shape[1])
+            query_BD, eos = self.summary(at.slots_BKD.mean(1)), self.markers.eos
+            unit = "sequence"
+            scored = answer(query_BD, self.backbone, batch, eos, config.negatives, config.tau)
+        total, hits, count, chance = scored
+        metrics |= {"contrast_accuracy": (hits, count), "contrast_chance": (chance, count)}
+        return Term(total, unit, config.weights.contrast)
 
     def _step_targets(self, batch: Batch) -> Tensor:
         shape = self.body.config
@@ -228,41 +216,20 @@ class Workspace(Method):
 
     # answering
 
-    @torch.no_grad()
-    def generate(
-        self,
-        prompt_BP: Tensor,
-        *,
-        max_new_tokens: int,
-        control: str | None = None,
-        effort: int | None = None,
-    ) -> Response:
-        """Greedy answers. control: corrupts the slots that the answer reads. effort: inner steps of the
-        workspace at the prompt's end, in place of the learned number."""
-        refuse_control("workspace", control, self.controls)
+    def prepare(self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int) -> Ready:
+        """control: corrupts the slots that the answer reads. effort: inner steps of the workspace at the
+        prompt's end, in place of the learned number."""
         on = "workspace" in self.config.features
         if effort is not None and (effort < 1 or not on):
             raise ValueError(f"effort={effort}: inner steps of a workspace that is on, 1 or more")
-        started = time.perf_counter()
-        prompt = self.backbone(prompt_BP, role_of(prompt_BP, Role.PROMPT), keep=True)
-        prefix_BM = prefix_ids(self.markers, len(prompt_BP), prompt_BP.device)
-        starts_BM = torch.zeros_like(prefix_BM, dtype=torch.bool)
+        prompt = read_prompt(self.backbone, prompt_BP)
+        ids_BM, role_BM = self.prefix(prompt_BP)
+        starts_BM = torch.zeros_like(ids_BM, dtype=torch.bool)
         starts_BM[:, 0] = True
         with self._answering(control, effort, row_seeds(prompt_BP)) as executed:
-            states = self.backbone(
-                prefix_BM, role_of(prefix_BM, Role.MARKER), prompt.past, starts_BT=starts_BM
-            )
-        rows = greedy(
-            self.backbone,
-            states.past,
-            last_hidden(states),
-            max_new_tokens=max_new_tokens,
-            eos=self.markers.eos,
-        )
-        answer = respond(rows, self.markers, given=True, passes=int(on), latent_steps=0, started=started)
-        slots = self.body.config.slots
-        steps = [slots * n for n in executed] if on else [0] * len(rows)
-        return replace(answer, latent_steps=steps)
+            states = self.backbone(ids_BM, role_BM, prompt.past, starts_BT=starts_BM)
+        steps = [self.body.config.slots * n for n in executed]
+        return Ready(states, passes=1, latent_steps=steps if on else 0)
 
     @contextmanager
     def _answering(self, control: str | None, effort: int | None, seeds: list[int]) -> Iterator[list[int]]:

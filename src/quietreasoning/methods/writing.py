@@ -1,0 +1,139 @@
+"""Writing an answer: one loop for every method, and the books a `Response` keeps.
+
+A method says what stands before the first written token (`Writer.prepare`); the rest is here.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from quietreasoning.backbone import Backbone, Past, States, last_hidden, role_of
+from quietreasoning.contract import IGNORE, Markers, Method, Response, Role
+from quietreasoning.methods.sequence import filler_embedding, prefix_ids
+from quietreasoning.nn.corrupt import corrupt
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A cache that the next token can be written after, and what it cost."""
+
+    states: States
+    given: bool = True  # the answer prefix was read; else the method writes it
+    passes: int = 0  # sequential ones between the prompt's and the first written token
+    latent_steps: int | Sequence[int] = 0  # of all rows, or of each
+    heads: list[list[int]] | None = None  # tokens of each row that were written before
+
+
+class Writer(Method):
+    """A method that reads, then writes its answer token by token."""
+
+    takes_effort: ClassVar[bool] = True
+
+    @abstractmethod
+    def prepare(self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int) -> Ready:
+        """Everything before the answer. limit: most tokens a row may write; ValueError for a bad effort."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt_BP: Tensor,
+        *,
+        max_new_tokens: int,
+        control: str | None = None,
+        effort: int | None = None,
+    ) -> Response:
+        name = self.config.name
+        if control is not None and control not in self.controls:
+            choices = ", ".join(self.controls) or "none: it has no thoughts to corrupt"
+            raise ValueError(f"control={control!r} does not apply to {name}; it takes {choices}")
+        if effort is not None and not self.takes_effort:
+            raise ValueError(f"effort={effort} does not apply to {name}, which has no latent steps to vary")
+        started = time.perf_counter()
+        ready = self.prepare(prompt_BP, control, effort, max_new_tokens)
+        return respond(self.write(ready.states, max_new_tokens), self.markers, ready, started)
+
+    def write(self, states: States, limit: int) -> list[list[int]]:
+        """What the model says after `states`, a row each."""
+        eos = self.markers.eos
+        return greedy(self.backbone, states.past, last_hidden(states), max_new_tokens=limit, eos=eos)
+
+    def prefix(self, prompt_BP: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids and roles [B, M] of the answer prefix behind each prompt."""
+        ids_BM = prefix_ids(self.markers, len(prompt_BP), prompt_BP.device)
+        return ids_BM, role_of(ids_BM, Role.MARKER)
+
+    def corrupted(
+        self, thoughts_BKD: Tensor, control: str | None, prompt_BP: Tensor, real_BK: Tensor | None = None
+    ) -> Tensor:
+        """The thoughts under a control; as they are without one."""
+        if control is None:
+            return thoughts_BKD
+        filler_D = filler_embedding(self.backbone, self.markers, prompt_BP.device)
+        return corrupt(thoughts_BKD, control, filler_D, row_seeds(prompt_BP), real_BK)
+
+
+@torch.no_grad()
+def greedy(
+    backbone: Backbone, past: Past, hidden_BD: Tensor, *, max_new_tokens: int, eos: int
+) -> list[list[int]]:
+    """Write the most likely tokens until end of sequence or the limit.
+
+    A row that has ended feeds padding, which no other row sees: answers do not depend on the batch.
+    `past` grows in place. Rows do not keep the end of sequence.
+    """
+    rows: list[list[int]] = [[] for _ in range(len(hidden_BD))]
+    open_B = torch.ones(len(hidden_BD), dtype=torch.bool, device=hidden_BD.device)
+    for i in range(max_new_tokens):
+        token_B = backbone.logits(hidden_BD).argmax(-1)
+        open_B &= token_B != eos
+        for row, (token, is_open) in enumerate(zip(token_B.tolist(), open_B.tolist(), strict=True)):
+            if is_open:
+                rows[row].append(token)
+        if i + 1 == max_new_tokens or not open_B.any():
+            break
+        token_B1 = token_B.masked_fill(~open_B, IGNORE)[:, None]
+        states = backbone(token_B1, role_of(token_B1, Role.STEP), past)
+        hidden_BD, past = last_hidden(states), states.past
+    return rows
+
+
+def find(tokens: list[int], prefix: tuple[int, ...]) -> int | None:
+    """Where `prefix` begins in `tokens`, or None."""
+    for start in range(len(tokens) - len(prefix) + 1):
+        if tuple(tokens[start : start + len(prefix)]) == prefix:
+            return start
+    return None
+
+
+def respond(rows: list[list[int]], markers: Markers, ready: Ready, started: float) -> Response:
+    """A Response from written rows. Where the answer prefix was not given it is searched for, and a row that
+    never wrote it has no answer."""
+    prefix, passes = markers.answer_prefix, ready.passes
+    if ready.heads is not None:
+        rows = [[*head, *row] for head, row in zip(ready.heads, rows, strict=True)]
+    if ready.given:
+        answers, visible, spent = rows, [0] * len(rows), [passes] * len(rows)
+        tokens = [[*prefix, *row] for row in rows]
+    else:
+        answers, visible, spent, tokens = [], [], [], rows
+        for row in rows:
+            at = find(row, prefix)
+            first = len(row) if at is None else at + len(prefix)  # where the answer begins
+            answers.append(row[first:])
+            visible.append(first if at is None else at)
+            spent.append(passes + first)
+    steps = [ready.latent_steps] * len(rows) if isinstance(ready.latent_steps, int) else ready.latent_steps
+    return Response(tokens, answers, visible, spent, list(steps), (time.perf_counter() - started) * 1000)
+
+
+def row_seeds(prompt_BP: Tensor) -> list[int]:
+    """One seed a prompt, from its tokens alone, so that noise does not depend on the batch."""
+    weights_P = torch.arange(prompt_BP.shape[1], 0, -1, device=prompt_BP.device)
+    return (prompt_BP.clamp(min=0) * weights_P).sum(1).tolist()

@@ -51,6 +51,7 @@ def line(words):
         ([SIZES % "vocab_size: 9"], "the tokenizer"),
         (["backbone={workspace: {preset: tinny}}"], "tiny"),
         (["backbone={workspace: {}, path: here}"], "workspace excludes path"),
+        (["backbone={workspace: {}, scratch: {layers: 1}}"], "set backbone.scratch=null"),
         (["backbone={workspace: {}, tune: lora}"], "method.features"),
         (["backbone={workspace: {trunk: /nowhere/at/all}}"], "backbone.workspace.trunk=/nowhere/at/all"),
         ([SIZES % "", METHOD % "features: [workspace, pmk]"], "pmk"),

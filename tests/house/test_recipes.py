@@ -77,6 +77,14 @@ def test_a_recipe_that_reads_files_asks_for_them():
         resolve("cot/gsm8k")
 
 
+def test_a_recipe_from_scratch_takes_a_workspace_in_its_place():
+    settings = ["backbone.workspace.preset=tiny"]
+    with pytest.raises(UserError, match=r"set backbone\.scratch=null"):
+        resolve("plain/pointer", settings)
+    backbone = resolve("plain/pointer", [*settings, "backbone.scratch=null"]).config.backbone
+    assert backbone.workspace.preset == "tiny"
+
+
 def test_descriptions_are_one_line_and_name_papers_by_id():
     for name in RECIPES:
         assert 20 < len(describe(name)) <= 120, name

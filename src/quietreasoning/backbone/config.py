@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from quietreasoning.config import Settings
 
@@ -82,7 +82,7 @@ class BackboneConfig(Settings):
     revision: str | None = None
     """Commit or tag of a hub id; a folder has none."""
     scratch: ScratchConfig = ScratchConfig()
-    """Shape of the fresh model, used where `path` is null."""
+    """Shape of the fresh model, used where `path` is null; null = the default shape."""
     workspace: WorkspaceSizes | None = None
     """A workspace model in place of `scratch`."""
     tune: Literal["full", "lora", "frozen"] = "full"
@@ -94,13 +94,20 @@ class BackboneConfig(Settings):
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Attention implementation of transformers."""
 
+    @field_validator("scratch", mode="before")
+    @classmethod
+    def _null_takes_back_what_a_base_set(cls, value: Any) -> Any:
+        return ScratchConfig() if value is None else value
+
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> BackboneConfig:
         if self.workspace is not None:
-            if self.path is not None or self.scratch != ScratchConfig():
+            if self.path is not None:
                 raise ValueError(
-                    "workspace excludes path and scratch; a folder that holds one is named by path"
+                    "workspace excludes path, which names a folder that holds one; set backbone.path=null"
                 )
+            if self.scratch != ScratchConfig():
+                raise ValueError("workspace excludes scratch; set backbone.scratch=null")
             if self.tune == "lora":
                 raise ValueError("tune=lora: a workspace model has its own adapters; use method.features")
         if self.path is None and self.revision is not None:

@@ -218,6 +218,24 @@ def test_settings_that_cannot_be_are_refused(settings, says):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "weight"),
+    [
+        ({}, 0.05),
+        ({"features": ()}, 0),
+        ({"features": ("ssm",)}, 0),
+        ({"weights": {"halting": 1}}, 0.05),
+        ({"weights": {"orthogonality": 0}}, 0),
+        ({"weights": {"orthogonality": 2}}, 2),
+    ],
+    ids=str,
+)
+def test_slots_are_kept_apart_unless_somebody_says_otherwise(settings, weight):
+    config = validate(Workspace.Config, {"name": "workspace"} | settings)
+    assert config.weights.orthogonality == weight
+    assert validate(Workspace.Config, config.model_dump(mode="json")) == config
+
+
 def test_it_needs_a_workspace_model_and_words_to_punish(backbone):
     with pytest.raises(UserError, match=r"backbone\.workspace\.preset=tiny"):
         Workspace(backbone, Workspace.Config(), MARKERS)

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from made_models import config
 
@@ -22,7 +23,6 @@ SMALL = {
     },
     **{"slots": 4, "slot_width": 16, "adapter_fusion": False},
 }
-PLAN = {"next_latent": 1.0, "spread": 1.0, "orthogonality": 0.05}
 
 
 def trained(text_of, features, steps, *, vocab=16, chunk=8, weights=None, lr=5e-3, seed=0, **sizes):
@@ -88,17 +88,24 @@ def test_a_copy_with_one_shift_is_learned():
     assert (said[:, :-1:2] == ids[:, 1::2]).float().mean() > 0.95, "the next token, not the one after"
 
 
-def test_slots_do_not_collapse():
-    """1,000 steps with next-latent prediction, its anti-collapse term and orthogonality: mean off-diagonal
-    cosine below 0.6, more than half of the rank. (With the language-model loss alone, 0.98 and 1.1 of 4.)"""
+@pytest.mark.parametrize(
+    ("steps", "weights"), [(1000, {}), (250, {"orthogonality": 0})], ids=["default", "none"]
+)
+def test_slots_do_not_collapse(steps, weights):
+    """1,000 steps with the weights that nobody set; without the term that keeps slots apart 250 make four
+    slots one, while the task is learned alike."""
 
     def text(generator):
-        half = torch.randint(16, (4, 6), generator=generator)
+        half = torch.randint(16, (4, 4), generator=generator)
         return torch.cat([half, half], 1)
 
-    nats, method = trained(text, ("workspace",), 1000, weights=PLAN, chunk=4, inner_steps=1, mean_steps=1)
+    one = {"inner_steps": 1, "mean_steps": 1}
+    nats, method = trained(text, ("workspace",), steps, weights=weights, chunk=4, lr=1e-2, **one)
     with torch.no_grad():
         trace = method.backbone.model(text(torch.Generator().manual_seed(1)), trace=True).trace
-    cosine_R, rank_R = slot_health(trace.slots[-1])
+    cosine, rank = (figure_R.mean() for figure_R in slot_health(trace.slots[-1]))
     assert nats[-50:].mean() < nats[:50].mean() - 0.3, "the task must be learned for this to mean anything"
-    assert cosine_R.mean() < 0.6 and rank_R.mean() > 2, (cosine_R.mean(), rank_R.mean())
+    if weights:
+        assert cosine > 0.9 and rank < 1.5, (cosine, rank)
+    else:
+        assert cosine < 0.3 and rank > 3.5, (cosine, rank)

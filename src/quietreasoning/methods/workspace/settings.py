@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +12,7 @@ from quietreasoning.config import Settings
 from quietreasoning.contract import MethodConfig
 
 Feature = Literal["workspace", "pkm", "adapters", "ssm", "retrieval", "knn"]
+APART = 0.05  # weights.orthogonality, unless it is set, where there are slots
 
 
 class LossWeights(Settings):
@@ -25,7 +27,7 @@ class LossWeights(Settings):
     sparsity: float = Field(0.0, ge=0)
     """Each token speaks to few slots: entropy of its claims."""
     orthogonality: float = Field(0.0, ge=0)
-    """Slots point in different directions."""
+    """Anti-collapse: slots point in different directions; 0.05 where `workspace` is on, unless set."""
     contrast: float = Field(0.0, ge=0)
     """InfoNCE between the workspace and the answer, or the chunk that follows."""
     halting: float = Field(0.0, ge=0)
@@ -89,6 +91,19 @@ class Workspace(MethodConfig):
     """Hold the product-key values as bytes, for serving; they are no longer trained."""
     weights: LossWeights = LossWeights()
     """Loss weights."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_slots_apart(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        features, weights = values.get("features", ("workspace",)), values.get("weights", {})
+        if isinstance(weights, LossWeights):
+            weights = weights.model_dump(exclude_unset=True)
+        readable = isinstance(features, list | tuple) and isinstance(weights, Mapping)
+        if not readable or "workspace" not in features:
+            return values
+        return {**values, "weights": {"orthogonality": APART, **weights}}
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Workspace:

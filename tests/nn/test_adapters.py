@@ -84,11 +84,14 @@ def test_only_chosen_adapters_speak_and_get_a_gradient():
         assert not p.grad[others].any() and p.grad[used].flatten(1).any(1).all()
 
 
-def test_the_delta_is_added_to_what_the_layer_said():
-    module, x, picked, base = bank(), random(R, T, I), choice(), random(R, T, O, seed=5)
-    torch.testing.assert_close(module(x, picked, base_RTO=base), base + module(x, picked))
+@pytest.mark.parametrize("small", [0, 64])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_delta_is_added_to_what_the_layer_says(bias, small):
+    module, x, picked, linear = bank(), random(R, T, I), choice(), torch.nn.Linear(I, O, bias)
+    module.small = small
+    torch.testing.assert_close(module(x, picked, linear=linear), linear(x) + module(x, picked))
     fusion = AdapterFusion(I, O, 3)
-    torch.testing.assert_close(module(x, picked, fusion, base), base + module(x, picked, fusion))
+    torch.testing.assert_close(module(x, picked, fusion, linear), linear(x) + module(x, picked, fusion))
 
 
 def test_the_routers_weights_get_a_gradient():

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Choice(NamedTuple):
@@ -16,10 +17,13 @@ class Choice(NamedTuple):
 
     indices_RK: Tensor  # long
     weights_RK: Tensor
+    shares_RE: Tensor | None = None  # what `spread` says, where it is known already
 
 
 def spread(choice: Choice, adapters: int) -> Tensor:
     """Weights of all adapters [R, E], zero where not chosen."""
+    if choice.shares_RE is not None:
+        return choice.shares_RE
     zero_RE = choice.weights_RK.new_zeros(len(choice.weights_RK), adapters)
     return zero_RE.scatter(1, choice.indices_RK, choice.weights_RK)
 
@@ -29,8 +33,9 @@ class AdapterBank(nn.Module):
 
     A is random and B zero, so a fresh bank changes nothing. Only chosen adapters are computed and get a
     gradient; the others' is zero, not missing: keep the bank out of weight decay, or it decays what nobody
-    chose. Where all ranks together are few, all are computed and the others' weighed with zero, in two
-    products over all rows: cheaper than gathering. `small` says how few.
+    chose. Where all ranks together are few, all are computed and the others' weighed with zero, cheaper than
+    gathering: `small` says how few. What they say stands beside the input as further channels of the linear
+    layer, so that the wide output is written once.
     """
 
     small = 64
@@ -55,28 +60,28 @@ class AdapterBank(nn.Module):
         x_RTI: Tensor,
         choice: Choice,
         fusion: AdapterFusion | None = None,
-        base_RTO: Tensor | None = None,
+        linear: nn.Linear | None = None,
     ) -> Tensor:
         """[R, T, I] -> [R, T, O] in x's dtype: two batched products over the K ranks side by side.
 
-        base: what the linear layer itself said; the delta is added to it. With a fusion, its shares take the
+        linear: the layer the bank belongs to; its own output is added. With a fusion, its shares take the
         place of the weights token by token; equal to `fusion(x, self.each(x, choice), weights)` without the
         (R, T, K, O) between.
         """
         if fusion is None and self.adapters * self.rank <= self.small:
-            return self._all(x_RTI, choice, base_RTO)
+            return self._all(x_RTI, choice, linear)
         delta_RTO = self._chosen(x_RTI, choice, fusion)
-        return delta_RTO if base_RTO is None else base_RTO + delta_RTO
+        return delta_RTO if linear is None else linear(x_RTI) + delta_RTO
 
-    def _all(self, x_RTI: Tensor, choice: Choice, base_RTO: Tensor | None) -> Tensor:
-        low_RTC = x_RTI @ self.down_EPI.flatten(0, 1).T.to(x_RTI.dtype)
-        weights_R1E1 = (spread(choice, self.adapters) * self.scale)[:, None, :, None].to(low_RTC.dtype)
-        low_NC = (low_RTC.unflatten(2, (self.adapters, -1)) * weights_R1E1).flatten(0, 1).flatten(1)
-        up_CO = self.up_EOP.mT.flatten(0, 1).to(low_NC.dtype)
-        if base_RTO is None:
-            return (low_NC @ up_CO).unflatten(0, x_RTI.shape[:2]).to(x_RTI.dtype)
-        base_NO = base_RTO.flatten(0, 1)
-        return torch.addmm(base_NO, low_NC, up_CO.to(base_NO.dtype)).view_as(base_RTO)
+    def _all(self, x_RTI: Tensor, choice: Choice, linear: nn.Linear | None) -> Tensor:
+        low_RTC = F.linear(x_RTI, self.down_EPI.flatten(0, 1).to(x_RTI.dtype))
+        weights_RE1 = (spread(choice, self.adapters) * self.scale)[..., None].to(low_RTC.dtype)
+        low_RTC = low_RTC * weights_RE1.expand(-1, -1, self.rank).flatten(1)[:, None]
+        up_OC = self.up_EOP.transpose(0, 1).flatten(1)
+        if linear is None:
+            return F.linear(low_RTC, up_OC.to(low_RTC.dtype)).to(x_RTI.dtype)
+        both_OI = torch.cat([linear.weight, up_OC.to(linear.weight.dtype)], 1)
+        return F.linear(torch.cat([x_RTI, low_RTC.to(x_RTI.dtype)], 2), both_OI, linear.bias)
 
     def _chosen(self, x_RTI: Tensor, choice: Choice, fusion: AdapterFusion | None) -> Tensor:
         low_RTKP, up_RKOP = self._low(x_RTI, choice), self._gather(self.up_EOP, choice, x_RTI)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quietreasoning.nn.adapters import Choice
+from quietreasoning.nn.adapters import Choice, spread
 
 PARTS = ("ssm", "pkm", "temperature", "adapters", "episodic", "knn")
 
@@ -107,7 +107,8 @@ def use_or_skip(gate: Tensor, threshold: float) -> Tensor:
 def choose(share_RE: Tensor, active: int) -> Choice:
     """The `active` largest shares, renormalised to one."""
     weights_RK, indices_RK = share_RE.topk(min(active, share_RE.shape[-1]), dim=-1)
-    return Choice(indices_RK, weights_RK / weights_RK.sum(-1, keepdim=True))
+    choice = Choice(indices_RK, weights_RK / weights_RK.sum(-1, keepdim=True))
+    return choice._replace(shares_RE=spread(choice, share_RE.shape[-1]))
 
 
 def neutral(rows: int, parts: tuple[str, ...], router: Router, device: torch.device) -> Plan:

@@ -94,9 +94,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Piece, Piece]:
         own, rows, new = self.adapters if choice is not None else None, *x_RTD.shape[:2]
         x_QND = by_chunk(x_RTD, choice)
-        qkv = self.qkv(x_QND)
-        if own is not None:
-            qkv = own.qkv(x_QND, choice, base_RTO=qkv)
+        qkv = self.qkv(x_QND) if own is None else own.qkv(x_QND, choice, linear=self.qkv)
         kv_width = self.kv_heads * self.head_dim
         q, k, v = qkv.split([self.heads * self.head_dim, kv_width, kv_width], dim=-1)
         if own is not None and own.keys is not None:
@@ -120,22 +118,18 @@ class Block(nn.Module):
             enable_gqa=self.heads != self.kv_heads,
         )
         mixed = mixed.transpose(1, 2).reshape(*x_QND.shape[:2], -1)
-        out = self.out(mixed)
-        if own is not None:
-            out = own.out(mixed, choice, base_RTO=out)
+        out = self.out(mixed) if own is None else own.out(mixed, choice, linear=self.out)
         return out.view(rows, new, -1), (k, v), (keys, values)
 
     def feed_forward(self, x_RTD: Tensor, choice: Choice | None) -> Tensor:
         own, x_QND = self.adapters if choice is not None else None, by_chunk(x_RTD, choice)
-        both = self.gate_up(x_QND)
-        if own is not None:
-            both = own.gate_up(x_QND, choice, base_RTO=both)
+        both = self.gate_up(x_QND) if own is None else own.gate_up(x_QND, choice, linear=self.gate_up)
         gate, up = both.chunk(2, dim=-1)
         hidden = F.silu(gate) * up
         if own is not None and own.hidden is not None:
             hidden = hidden * own.hidden(choice).to(hidden.dtype)
-        out = self.down(hidden)
-        return (out if own is None else own.down(hidden, choice, own.fusion, out)).view_as(x_RTD)
+        out = self.down(hidden) if own is None else own.down(hidden, choice, own.fusion, self.down)
+        return out.view_as(x_RTD)
 
 
 class SlotReader(nn.Module):
@@ -167,7 +161,8 @@ class SlotReader(nn.Module):
         )
         mixed = F.scaled_dot_product_attention(query, slots[0].to(query.dtype), slots[1].to(query.dtype))
         mixed_RTD = mixed.transpose(1, 2).reshape(*x_RTD.shape[:2], -1)
-        return x_RTD + torch.tanh(self.gate) * self.out(mixed_RTD)
+        weight_DV = torch.tanh(self.gate) * self.out.weight  # touches less than the stream
+        return x_RTD + F.linear(mixed_RTD, weight_DV)
 
 
 def by_chunk(x_RTD: Tensor, choice: Choice | None) -> Tensor:

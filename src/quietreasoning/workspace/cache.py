@@ -43,6 +43,8 @@ class State:
 
     def take_in(self, x_RND: Tensor, valid_RN: Tensor) -> State:
         """Keep what the read block said of a column until its chunk ends."""
+        if not self.open_RN.shape[1]:
+            return replace(self, open_RND=x_RND, open_RN=valid_RN)
         open_RND = torch.cat([self.open_RND.to(x_RND.dtype), x_RND], 1)
         return replace(self, open_RND=open_RND, open_RN=torch.cat([self.open_RN, valid_RN], 1))
 

@@ -22,8 +22,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 1024,
         # 3b in small, whose modules add 6 % to its trunk's FLOPs: slots, experts and memory are narrower than
         # the stream, an adapter's rank is a 128th of it, one block in four has an expert, one a memory, and
-        # an update of the slots is paid for by 128 tokens
-        "chunk_size": 128,
+        # an update of the slots is paid for by 256 tokens, as there
+        "chunk_size": 256,
         "slots": 8,
         "slot_width": 64,
         "slot_heads": 2,
@@ -36,7 +36,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "pkm_blocks": (3,),
         "pkm_slots": 64**2,
         "pkm_value_dim": 32,
-        "pkm_heads": 2,
+        "pkm_heads": 1,
         "pkm_key_dim": 32,
         "pkm_topk": 8,
         "adapters": 4,

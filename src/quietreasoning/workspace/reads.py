@@ -188,11 +188,10 @@ class Reads:
         if span.trace is not None:
             counted_QN = span.whole.valid_RN.reshape(len(gate_Q), -1) & used_Q[:, None]
             span.trace.hit(number, read.indices_RTHK, counted_QN if rows is None else counted_QN[rows])
-        gate = gate_Q if rows is None else gate_Q[rows]
-        out_QND = gate[:, None, None].to(x_QND.dtype) * read.out_RTD.to(x_QND.dtype)
+        gate = gate_Q[:, None, None].to(x_QND.dtype)
         if rows is None:
-            return x_RTD + out_QND.view_as(x_RTD)
-        return x_QND.index_add(0, rows, out_QND).view_as(x_RTD)
+            return torch.addcmul(x_QND, gate, read.out_RTD.to(x_QND.dtype)).view_as(x_RTD)
+        return x_QND.index_add(0, rows, gate[rows] * read.out_RTD.to(x_QND.dtype)).view_as(x_RTD)
 
 
 def _gated(expert: Any, x: Tensor, valid: Tensor | None, state: Any, gate_R: Tensor) -> tuple[Tensor, Any]:
@@ -200,7 +199,7 @@ def _gated(expert: Any, x: Tensor, valid: Tensor | None, state: Any, gate_R: Ten
     used_R = gate_R > 0
     if torch.is_grad_enabled() or bool(used_R.all()):
         mixed, new = expert(x, valid, state)
-        x = x + gate_R[:, None, None].to(x.dtype) * mixed
+        x = torch.addcmul(x, gate_R[:, None, None].to(x.dtype), mixed.to(x.dtype))
         if bool(used_R.all()):
             return x, new
         keep = [

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quietreasoning.nn.adapters import Choice
+from quietreasoning.nn.adapters import AdapterBank, Choice
 from quietreasoning.nn.trunk import Block, SlotReader, rotate
 
 R, T, D, H, G, C = 2, 7, 16, 4, 2, 6
@@ -44,6 +44,27 @@ def test_read_in_pieces_equals_read_at_once(options, whole, choice):
         past = (piece,) if whole else (*past, piece)
         got.append(out)
     torch.testing.assert_close(torch.cat(got, 1), wanted)
+
+
+@pytest.mark.parametrize("ia3", [False, True])
+@pytest.mark.parametrize("small", [0, 64])
+def test_a_choice_that_is_held_or_given_by_the_chunk_says_the_same(ia3, small, monkeypatch):
+    monkeypatch.setattr(AdapterBank, "small", small)
+    torch.manual_seed(0)
+    block, at = Block(D, H, G, C, 24, bias=True), torch.arange(T)
+    block.add_adapters(3, 2, 4.0, ia3=ia3, fusion=False)
+    with torch.no_grad():
+        for p in block.adapters.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    wanted, _ = block(X, rope(at), (), None, CHOICE)
+    torch.testing.assert_close(block(X, rope(at), (), None, block.adapters.hold(CHOICE))[0], wanted)
+    # both rows as the two chunks of one: the second sees the first
+    one, at = X.flatten(0, 1)[None], torch.arange(2 * T)
+    both, _ = block(one, rope(at), (), None, CHOICE)
+    first, piece = block(X[:1], rope(at[:T]), (), None, Choice(*(t[:1] for t in CHOICE[:2])))
+    mask = (at[None] <= at[T:, None])[None, None]
+    second, _ = block(X[1:], rope(at[T:]), (piece,), mask, Choice(*(t[1:] for t in CHOICE[:2])))
+    torch.testing.assert_close(both, torch.cat([first, second], 1))
 
 
 def test_without_a_choice_adapters_are_not_touched():

@@ -79,6 +79,22 @@ def test_decoding_with_a_part_of_the_modules(features):
     close(in_pieces(model, ids_BT, [5, 1], mask_BT), model(ids_BT, mask_BT).logits)
 
 
+@pytest.mark.parametrize("ia3", [False, True])
+def test_adapters_that_are_held_for_single_tokens(ia3):
+    """Without a fusion, a plan's adapters are worked out once for the tokens that come one by one."""
+    model, cache = awake(adapter_fusion=False, ia3=ia3), WorkspaceCache()
+    ids_BT, mask_BT = ragged(ids_of(3, 40), [40, 13, 27])
+    close(in_pieces(model, ids_BT, [5, 1], mask_BT), model(ids_BT, mask_BT).logits)
+    close(in_pieces(model, ids_BT, [5, 1, 9, 1]), model(ids_BT).logits)
+    model(ids_BT[:, :5], past_key_values=cache, use_cache=True)
+    model(ids_BT[:, 5:6], past_key_values=cache, use_cache=True)
+    assert len(cache.state.held) == len(model.model.blocks)
+    cache.reorder_cache(torch.tensor([2, 0, 1]))
+    moved = ids_BT[[2, 0, 1]]
+    after = model(moved[:, 6:7], past_key_values=cache, use_cache=True).logits[:, -1]
+    close(after, model(moved[:, :7]).logits[:, -1])
+
+
 def test_rows_that_have_ended_feed_padding_and_stay_as_they_are(model):
     """One row reads on while the other reads padding; then both go on."""
     ids_BT = ids_of(2, 30, seed=3)

@@ -28,6 +28,18 @@ def spread(choice: Choice, adapters: int) -> Tensor:
     return zero_RE.scatter(1, choice.indices_RK, choice.weights_RK)
 
 
+class Held(NamedTuple):
+    """A bank's say for rows whose choice stays, as in decoding: nothing is gathered anew."""
+
+    down_RIC: Tensor  # of all chosen ranks, C = K x P
+    up_RCO: Tensor  # with weights and scale
+    scale_R1O: Tensor | None = None  # of the layer's own output; `up` has it already
+
+    def __call__(self, x_RTI: Tensor, linear: nn.Linear) -> Tensor:
+        base_RTO = linear(x_RTI) if self.scale_R1O is None else linear(x_RTI) * self.scale_R1O
+        return torch.baddbmm(base_RTO, torch.bmm(x_RTI, self.down_RIC), self.up_RCO)
+
+
 class AdapterBank(nn.Module):
     """LoRA (arXiv 2106.09685, section 4.1), E times: delta = sum_k w_k (alpha / rank) B_k A_k x.
 
@@ -94,6 +106,14 @@ class AdapterBank(nn.Module):
         low_RTKP = low_RTKP * (weights_RTK * self.scale)[..., None].to(low_RTKP.dtype)
         delta_RTO = torch.bmm(low_RTKP.flatten(2), up_RKOP.transpose(2, 3).flatten(1, 2)).to(x_RTI.dtype)
         return delta_RTO if fusion is None else fusion.value(delta_RTO)
+
+    def hold(self, choice: Choice, scale_R1O: Tensor | None = None) -> Held:
+        """What this choice adds, ready to use; scale: what layer and bank together are multiplied by."""
+        weights_RKOP = self._gather(self.up_EOP, choice, self.up_EOP)
+        weights_RKOP = weights_RKOP * (choice.weights_RK * self.scale)[..., None, None].to(weights_RKOP.dtype)
+        up_RCO = weights_RKOP.mT.flatten(1, 2)
+        down_RIC = self._gather(self.down_EPI, choice, self.down_EPI).flatten(1, 2).mT.contiguous()
+        return Held(down_RIC, up_RCO if scale_R1O is None else up_RCO * scale_R1O, scale_R1O)
 
     def each(self, x_RTI: Tensor, choice: Choice) -> Tensor:
         """[R, T, I] -> [R, T, K, O]: (alpha / rank) B_k A_k x of every chosen adapter, without its weight."""

@@ -123,6 +123,9 @@ class SSMExpert(nn.Module):
         """SiLU of the convolution [R, T, C], and the last kernel - 1 real inputs."""
         tokens, kernel = feed_RTC.shape[1], self.conv_weight_CK.shape[1]
         seen_RSC = torch.cat([conv_RCK.to(feed_RTC.dtype).mT, feed_RTC], 1)
+        if tokens == 1 and valid_RT is None:
+            mixed_R1C = (seen_RSC * self.conv_weight_CK.T).sum(1, keepdim=True) + self.conv_bias_C
+            return F.silu(mixed_R1C), seen_RSC[:, 1:].mT
         # shifted sums in the layout of the projections beat conv1d, which wants the tokens last
         out_RTC = self.conv_bias_C
         for k in range(kernel):

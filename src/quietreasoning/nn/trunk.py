@@ -6,13 +6,24 @@ Q = R x chunks, N tokens of a chunk: where a choice or slots hold for a chunk, c
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quietreasoning.nn.adapters import AdapterBank, AdapterFusion, Choice, IA3Bank
+from quietreasoning.nn.adapters import AdapterBank, AdapterFusion, Choice, Held, IA3Bank
 
 Piece = tuple[Tensor, Tensor]  # keys and values of one chunk, [R, G, T, C] each
+
+
+class HeldChoice(NamedTuple):
+    """A choice that stays for a while, worked out for every projection of a block."""
+
+    qkv: Held
+    out: Held
+    gate_up: Held
+    down: Held
 
 
 class BlockAdapters(nn.Module):
@@ -33,6 +44,18 @@ class BlockAdapters(nn.Module):
         self.values = IA3Bank(block.kv_heads * block.head_dim, adapters) if ia3 else None
         self.hidden = IA3Bank(block.down.in_features, adapters) if ia3 else None
         self.fusion = AdapterFusion(block.down.in_features, block.down.out_features, 64) if fusion else None
+
+    def hold(self, choice: Choice) -> HeldChoice | None:
+        """For tokens that come one by one. A fusion weighs every token anew: None."""
+        if self.fusion is not None:
+            return None
+        inner = outer = None
+        if self.keys is not None:
+            kv_R1W = torch.cat([self.keys(choice), self.values(choice)], -1)
+            inner = F.pad(kv_R1W, (self.qkv.out_features - kv_R1W.shape[-1], 0), value=1.0)
+            outer = F.pad(self.hidden(choice), (self.down.in_features, 0), value=1.0)
+        pairs = (self.qkv, inner), (self.out, None), (self.gate_up, outer), (self.down, None)
+        return HeldChoice(*(bank.hold(choice, scale) for bank, scale in pairs))
 
 
 class Block(nn.Module):
@@ -76,7 +99,7 @@ class Block(nn.Module):
         rope: Piece,
         past: tuple[Piece, ...],
         mask_R1TS: Tensor | None,
-        choice: Choice | None = None,
+        choice: Choice | HeldChoice | None = None,
         whole: bool = False,
     ) -> tuple[Tensor, Piece]:
         """The stream after this block, and the new keys and values (with `whole`: the old ones before them).
@@ -90,13 +113,19 @@ class Block(nn.Module):
         return x_RTD + self.feed_forward(self.mlp_norm(x_RTD), choice), joined if whole else new
 
     def attend(
-        self, x_RTD: Tensor, rope: Piece, past: tuple[Piece, ...], mask: Tensor | None, choice: Choice | None
+        self,
+        x_RTD: Tensor,
+        rope: Piece,
+        past: tuple[Piece, ...],
+        mask: Tensor | None,
+        choice: Choice | HeldChoice | None,
     ) -> tuple[Tensor, Piece, Piece]:
-        own, rows, new = self.adapters if choice is not None else None, *x_RTD.shape[:2]
+        rows, new = x_RTD.shape[:2]
         x_QND = by_chunk(x_RTD, choice)
-        qkv = self.qkv(x_QND) if own is None else own.qkv(x_QND, choice, linear=self.qkv)
+        qkv = self.project("qkv", x_QND, choice)
         kv_width = self.kv_heads * self.head_dim
         q, k, v = qkv.split([self.heads * self.head_dim, kv_width, kv_width], dim=-1)
+        own = self.adapters if isinstance(choice, Choice) else None
         if own is not None and own.keys is not None:
             k, v = k * own.keys(choice).to(k.dtype), v * own.values(choice).to(v.dtype)
         q = q.reshape(rows, new, self.heads, self.head_dim).transpose(1, 2)
@@ -118,18 +147,28 @@ class Block(nn.Module):
             enable_gqa=self.heads != self.kv_heads,
         )
         mixed = mixed.transpose(1, 2).reshape(*x_QND.shape[:2], -1)
-        out = self.out(mixed) if own is None else own.out(mixed, choice, linear=self.out)
+        out = self.project("out", mixed, choice)
         return out.view(rows, new, -1), (k, v), (keys, values)
 
-    def feed_forward(self, x_RTD: Tensor, choice: Choice | None) -> Tensor:
-        own, x_QND = self.adapters if choice is not None else None, by_chunk(x_RTD, choice)
-        both = self.gate_up(x_QND) if own is None else own.gate_up(x_QND, choice, linear=self.gate_up)
-        gate, up = both.chunk(2, dim=-1)
+    def feed_forward(self, x_RTD: Tensor, choice: Choice | HeldChoice | None) -> Tensor:
+        gate, up = self.project("gate_up", by_chunk(x_RTD, choice), choice).chunk(2, dim=-1)
         hidden = F.silu(gate) * up
+        own = self.adapters if isinstance(choice, Choice) else None
         if own is not None and own.hidden is not None:
             hidden = hidden * own.hidden(choice).to(hidden.dtype)
-        out = self.down(hidden) if own is None else own.down(hidden, choice, own.fusion, self.down)
-        return out.view_as(x_RTD)
+        fusion = None if own is None else own.fusion
+        return self.project("down", hidden, choice, fusion).view_as(x_RTD)
+
+    def project(
+        self, name: str, x: Tensor, choice: Choice | HeldChoice | None, fusion: AdapterFusion | None = None
+    ) -> Tensor:
+        """A linear layer of this block with what adapters add to it."""
+        linear = getattr(self, name)
+        if choice is None:
+            return linear(x)
+        if isinstance(choice, HeldChoice):
+            return getattr(choice, name)(x, linear)
+        return getattr(self.adapters, name)(x, choice, fusion, linear)
 
 
 class SlotReader(nn.Module):
@@ -161,13 +200,15 @@ class SlotReader(nn.Module):
         )
         mixed = F.scaled_dot_product_attention(query, slots[0].to(query.dtype), slots[1].to(query.dtype))
         mixed_RTD = mixed.transpose(1, 2).reshape(*x_RTD.shape[:2], -1)
-        weight_DV = torch.tanh(self.gate) * self.out.weight  # touches less than the stream
-        return x_RTD + F.linear(mixed_RTD, weight_DV)
+        gate = torch.tanh(self.gate)
+        if mixed_RTD.numel() < self.out.weight.numel():
+            return x_RTD + gate * self.out(mixed_RTD)
+        return x_RTD + F.linear(mixed_RTD, gate * self.out.weight)  # touches less than the stream
 
 
-def by_chunk(x_RTD: Tensor, choice: Choice | None) -> Tensor:
+def by_chunk(x_RTD: Tensor, choice: Choice | HeldChoice | None) -> Tensor:
     """The same tokens [Q, N, D], a row for each choice."""
-    rows = len(x_RTD) if choice is None else len(choice.indices_RK)
+    rows = len(choice.indices_RK) if isinstance(choice, Choice) else len(x_RTD)
     return x_RTD if rows == len(x_RTD) else x_RTD.reshape(rows, -1, x_RTD.shape[-1])
 
 

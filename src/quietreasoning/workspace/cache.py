@@ -17,7 +17,7 @@ from transformers import Cache
 
 from quietreasoning.nn.router import Plan
 from quietreasoning.nn.ssm import SSMState
-from quietreasoning.nn.trunk import Piece
+from quietreasoning.nn.trunk import HeldChoice, Piece
 
 
 @dataclass
@@ -31,6 +31,7 @@ class State:
     plan: Plan
     slots_RKD: Tensor | None = None
     readable: tuple[Piece, ...] = ()  # keys and values of the slots, by write block
+    held: tuple[HeldChoice, ...] = ()  # the plan's adapters by block, once tokens come one by one
     ssm: tuple[SSMState, ...] = ()  # by expert
     open_RND: Tensor | None = None  # the read block's states of the open chunk
     open_RN: Tensor | None = None  # which of them are real and not yet taken in

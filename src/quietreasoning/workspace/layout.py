@@ -50,8 +50,9 @@ def lay_out(
     chunk: longest chunk; None never ends one. length_B, filled_B: what a cache holds already: real
     tokens, and those of the open chunk. With them each row is one stream, in the order of the rows.
     """
-    _rows, _width = valid_BT.shape
     cached = length_B is not None
+    if cached and valid_BT.shape[1] == 1 and bool(valid_BT.all()):
+        return _next_token(chunk, starts_BT, length_B, filled_B)
     stream_N, rank_N, place_N, row_R = _streams(valid_BT, documents_BT)
     streams = len(row_R)
     counts_R = torch.zeros(streams, dtype=torch.long, device=valid_BT.device)
@@ -97,6 +98,20 @@ def lay_out(
     since_N = offset_N % chunk + 1 if chunk is not None else offset_N + 1
     filled_R[stream_N[last_N]] = since_N[last_N]
     return Layout(columns, row_R[order_R], (before_R + counts_R)[order_R], filled_R[order_R])
+
+
+def _next_token(chunk: int | None, starts_B1: Tensor | None, length_B: Tensor, filled_B: Tensor) -> Layout:
+    """One real token for every row, as in decoding."""
+    row_B = torch.arange(len(length_B), device=length_B.device)
+    fresh_B, offset_B = torch.zeros_like(row_B, dtype=torch.bool), filled_B
+    if chunk is not None:
+        offset_B = filled_B % chunk
+        if starts_B1 is not None:
+            offset_B = offset_B.masked_fill(starts_B1[:, 0], 0)
+        fresh_B = (offset_B == 0) & (length_B > 0)
+    valid_B1 = torch.ones_like(fresh_B)[:, None]
+    column = Column(row_B[:, None], valid_B1, length_B[:, None], fresh_B, True)
+    return Layout([column], row_B, length_B + 1, offset_B + 1)
 
 
 def _streams(valid_BT: Tensor, documents_BT: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

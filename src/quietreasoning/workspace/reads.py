@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quietreasoning.nn.router import Plan, stack
 from quietreasoning.nn.slots import Advance
-from quietreasoning.nn.trunk import Block, Piece
+from quietreasoning.nn.trunk import Block, HeldChoice, Piece
 from quietreasoning.workspace.cache import State, put_rows
 from quietreasoning.workspace.columns import attention_mask, join
 from quietreasoning.workspace.layout import Column
@@ -29,6 +29,7 @@ class Span:
     mask: Tensor | None
     rope: Piece
     plan: Plan  # of each chunk, a row each
+    held: tuple[HeldChoice, ...]  # the plan's adapters by block, where tokens come one by one
     readable: tuple[Piece, ...]  # keys and values of each chunk's slots, by write block
     trace: Trace | None
 
@@ -46,13 +47,15 @@ class Reads:
         """
         whole = join(run)
         mask, rope = attention_mask(state.valid_RS, whole), self.rotary(whole.position_RN)
-        span = Span(run, whole, mask, rope, state.plan, state.readable, trace)
+        span = Span(run, whole, mask, rope, state.plan, (), state.readable, trace)
         x = flat_ND.index_select(0, whole.index_RN.flatten()).unflatten(0, whole.index_RN.shape)
         past, ssm, seen = list(state.past), list(state.ssm), [x]
         if self.config.has("workspace"):
             state, span = self._lower(state, span, seen, past, ssm, number)
-        elif trace is not None:
-            trace.note(state, None, None)
+        else:
+            state, span = self._hold(state, span)
+            if trace is not None:
+                trace.note(state, None, None)
         self._blocks(range(len(seen), len(self.blocks) + 1), seen, span, past, ssm)
         valid_RS = torch.cat([state.valid_RS, whole.valid_RN], 1)
         return [*seen[:-1], self.norm(seen[-1])], replace(
@@ -77,7 +80,9 @@ class Reads:
                 self._cut(state, number), column.fresh_R, every=span.trace is not None
             )
             part = replace(span, plan=state.plan)
-            if len(span.run) > 1:
+            if len(span.run) == 1:
+                state, part = self._hold(state, part)
+            else:
                 mask = attention_mask(valid_RS, column) if first <= last else None
                 part = replace(part, run=[column], whole=column, mask=mask, rope=rope)
                 valid_RS = torch.cat([valid_RS, column.valid_RN], 1)
@@ -101,7 +106,16 @@ class Reads:
                 tuple(t.unflatten(0, slots_RCKD.shape[:2])[:, -1] for t in piece) for piece in readable
             ]
             state = replace(state, readable=tuple(last_chunk))
-        return state, replace(span, plan=stack(plans), readable=readable)
+        return state, replace(span, plan=stack(plans), held=part.held, readable=readable)
+
+    def _hold(self, state: State, span: Span) -> tuple[State, Span]:
+        """Where tokens come one by one, the adapters of the plan are worked out once for all of them."""
+        choice = span.plan.choice
+        if choice is None or torch.is_grad_enabled() or span.whole.index_RN.shape[1] > 1:
+            return state, span
+        if not state.held and not self.config.adapter_fusion:
+            state = replace(state, held=tuple(block.adapters.hold(choice) for block in self.blocks))
+        return state, replace(span, held=state.held)
 
     def _awaited(self) -> int:
         """The first block that obeys a plan before the slots are read, or the one after the read block."""
@@ -118,10 +132,9 @@ class Reads:
         for number in numbers:
             if str(number) in self.readers and span.readable:
                 x = self.readers[str(number)](x, span.readable[number - self.config.read_block - 1])
-            before = past[number - 1]
-            x, piece = self._block(
-                self.blocks[number - 1], x, span.rope, before, span.mask, plan.choice, whole
-            )
+            before, choice = past[number - 1], span.held[number - 1] if span.held else plan.choice
+            block = self.blocks[number - 1]
+            x, piece = self._block(block, x, span.rope, before, span.mask, choice, whole)
             past[number - 1] = (piece,) if whole else (*before, piece)
             if plan.ssm_RG is not None and number in self.config.ssm_blocks:
                 at = self.config.ssm_blocks.index(number)
@@ -151,7 +164,7 @@ class Reads:
             open_RN = state.open_RN & ~fresh_R[:, None]
             keep = open_RN.any(0)
             open_RND, open_RN = state.open_RND[:, keep], open_RN[:, keep]
-        return replace(state, slots_RKD=slots, plan=plan, open_RND=open_RND, open_RN=open_RN), done
+        return replace(state, slots_RKD=slots, plan=plan, held=(), open_RND=open_RND, open_RN=open_RN), done
 
     def _cut(self, state: State, number: int) -> State:
         """Every few chunks the slots' gradient ends (truncated backpropagation through time)."""

@@ -46,8 +46,8 @@ class AdapterBank(nn.Module):
     A is random and B zero, so a fresh bank changes nothing. Only chosen adapters are computed and get a
     gradient; the others' is zero, not missing: keep the bank out of weight decay, or it decays what nobody
     chose. Where all ranks together are few, all are computed and the others' weighed with zero, cheaper than
-    gathering: `small` says how few. What they say stands beside the input as further channels of the linear
-    layer, so that the wide output is written once.
+    gathering: `small` says how few. What they say stands beside a narrow input as further channels of the
+    linear layer, so that the wide output is written once.
     """
 
     small = 64
@@ -92,6 +92,10 @@ class AdapterBank(nn.Module):
         up_OC = self.up_EOP.transpose(0, 1).flatten(1)
         if linear is None:
             return F.linear(low_RTC, up_OC.to(low_RTC.dtype)).to(x_RTI.dtype)
+        if self.in_features > self.out_features:
+            base_NO, low_NC = linear(x_RTI).flatten(0, 1), low_RTC.flatten(0, 1)
+            total_NO = torch.addmm(base_NO, low_NC.to(base_NO.dtype), up_OC.T.to(base_NO.dtype))
+            return total_NO.unflatten(0, x_RTI.shape[:2])
         both_OI = torch.cat([linear.weight, up_OC.to(linear.weight.dtype)], 1)
         return F.linear(torch.cat([x_RTI, low_RTC.to(x_RTI.dtype)], 2), both_OI, linear.bias)
 

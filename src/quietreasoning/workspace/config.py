@@ -33,6 +33,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "ssm_inner": 64,
         "ssm_state": 16,
         "ssm_head_dim": 32,
+        "ssm_chunk": 32,
         "pkm_blocks": (3,),
         "pkm_slots": 64**2,
         "pkm_value_dim": 32,

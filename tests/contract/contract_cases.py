@@ -115,6 +115,7 @@ def backbone_for(
             reader.gate.fill_(0.7)
         for part in (*body.experts.values(), *body.memory.values()):
             part.out.weight.normal_(std=0.3)
+        body.table.values.normal_()
         for block in body.blocks:
             for p in block.adapters.parameters():
                 p.add_(0.2 * torch.randn_like(p))

@@ -14,8 +14,12 @@ SIDE, VALUE, HEADS, QUERY, WIDTH = 12, 6, 3, 8, 10
 
 
 def table(topk=5, seed=0, **settings):
+    """A table in which something was written."""
     torch.manual_seed(seed)
-    return ProductKeyTable(SIDE**2, VALUE, HEADS, QUERY, topk, **settings)
+    memory = ProductKeyTable(SIDE**2, VALUE, HEADS, QUERY, topk, **settings)
+    if memory.values is not None:
+        torch.nn.init.normal_(memory.values)
+    return memory
 
 
 def draw(*shape, seed=1):
@@ -24,12 +28,9 @@ def draw(*shape, seed=1):
 
 def all_scores(memory, query_RTHQ):
     """The scores of all addresses with their full keys, one by one: [R, T, H, S]."""
+    keys = memory.keys / memory.keys.norm(dim=-1, keepdim=True)
     full_HSQ = torch.stack(
-        [
-            torch.cat([memory.keys[:, 0, i], memory.keys[:, 1, j]], -1)
-            for i in range(SIDE)
-            for j in range(SIDE)
-        ],
+        [torch.cat([keys[:, 0, i], keys[:, 1, j]], -1) for i in range(SIDE) for j in range(SIDE)],
         1,
     )
     return torch.einsum("rthq,hsq->rths", query_RTHQ, full_HSQ)
@@ -143,21 +144,31 @@ def test_bf16_autocast_selects_the_same_slots():
     assert memory.values.grad.dtype == torch.float32
 
 
-@pytest.mark.parametrize("width", [16, 256])
-def test_a_fresh_read_is_about_as_loud_as_asked_whatever_the_temperature(width):
+def test_a_long_key_is_not_asked_for_more_often():
+    memory, query_RTHQ = table(1), draw(4, 200, HEADS, QUERY)
+    before = memory.select(query_RTHQ, 1.0)[0]
+    with torch.no_grad():
+        memory.keys[:, :, 0] *= 10
+    assert torch.equal(memory.select(query_RTHQ, 1.0)[0], before)
+
+
+def test_a_fresh_memory_is_silent_and_what_is_written_first_is_heard():
     torch.manual_seed(0)
-    memory = ProductKeyTable(64**2, 64, 4, 64, 8)
-    reader = ProductKeyReader(width, 4, 64, 64, start=0.3)
-    stream_RTD = draw(4, 32, width)
-    for temperature in (2.0, 0.7):
-        out_RTD = reader(stream_RTD, memory, temperature).out_RTD
-        total, count = relative_rms(out_RTD, stream_RTD)
-        assert 0.2 < total / count < 0.45
-    half_RT = torch.arange(32).expand(4, -1) < 16
-    some, some_count = relative_rms(out_RTD, stream_RTD, half_RT)
-    rest, rest_count = relative_rms(out_RTD, stream_RTD, ~half_RT)
-    assert some_count == rest_count == 64
-    torch.testing.assert_close(some + rest, total)
+    memory, reader = (
+        ProductKeyTable(SIDE**2, VALUE, HEADS, QUERY, 4),
+        ProductKeyReader(WIDTH, HEADS, QUERY, VALUE),
+    )
+    x_RTD, wanted_RTD = draw(1, 1, WIDTH), draw(1, 1, WIDTH, seed=2)
+    out_RTD = reader(x_RTD, memory).out_RTD
+    assert (out_RTD == 0).all()
+    (out_RTD * wanted_RTD).sum().backward()
+    with torch.no_grad():
+        memory.values -= memory.values.grad.to_dense()
+    assert (reader(x_RTD, memory).out_RTD * wanted_RTD).sum() < 0
+    total, count = relative_rms(
+        draw(2, 3, WIDTH), draw(2, 3, WIDTH, seed=3), torch.ones(2, 3, dtype=torch.bool)
+    )
+    assert count == 6 and 0 < total / count < 3
 
 
 @pytest.mark.parametrize(("slots", "words"), [(4_000_001, "4000000 or 4004001"), (3, "1 or 4"), (0, "1")])

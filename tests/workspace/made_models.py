@@ -41,7 +41,7 @@ def fresh(seed: int = 4, **changes) -> WorkspaceForCausalLM:
 
 
 @torch.no_grad()
-def awake(seed: int = 4, **changes) -> WorkspaceForCausalLM:
+def awake(seed: int = 11, **changes) -> WorkspaceForCausalLM:
     """Every module speaks, gates open and close from chunk to chunk, rows halt after 1, 2 and 3 steps."""
     model = fresh(seed, **changes)
     body = model.model
@@ -49,6 +49,11 @@ def awake(seed: int = 4, **changes) -> WorkspaceForCausalLM:
         reader.gate.fill_(0.7)
     for part in (*body.experts.values(), *body.memory.values()):
         part.out.weight.normal_(std=0.3)
+    if body.table.values is not None:
+        body.table.values.normal_()
+    for reader in body.memory.values():
+        reader.whiten.mean_HQ.normal_(std=0.2)
+        reader.whiten.matrix_HQQ.add_(0.1 * torch.randn_like(reader.whiten.matrix_HQQ))
     for block in body.blocks:
         for p in block.adapters.parameters():
             p.add_(0.2 * torch.randn_like(p))

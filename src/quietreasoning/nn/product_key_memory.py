@@ -1,8 +1,8 @@
 """Product-key memory: a table of n x n value rows that a token addresses by two short lists of sub-keys.
 
-Large Memory Layers with Product Keys (arXiv 1907.05242) in the form of Memory Layers at Scale (arXiv
-2412.09764), whose layers share one table and gate their output. `ProductKeyTable` holds keys and values,
-`ProductKeyReader` is what each layer has of its own.
+Large Memory Layers with Product Keys (arXiv 1907.05242), one table for all layers as in Memory Layers at
+Scale (arXiv 2412.09764). `ProductKeyTable` holds keys and values, `ProductKeyReader` is what each layer
+has of its own.
 
 Shapes: R rows, T tokens, D stream width, H heads, Q query width of a head, n sub-keys of a half,
 K slots read by a head, V value width, S = n * n slots, N = R * T.
@@ -18,13 +18,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from quietreasoning.nn.row_gather import full_precision, quantise_rows, weighted_int8_rows, weighted_rows
-
-GATE_RMS = 0.597  # of SiLU(z) for a normal z
+from quietreasoning.nn.whitening import Whitening
 
 
 class ProductKeyTable(nn.Module):
     """Sub-keys of every head and one table of values for all heads; shared by one to three readers.
 
+    Sub-keys count at unit length: of random ones the longest would win most queries. Values start at zero, so
+    that a fresh memory is silent, and what it holds later was written there, with no noise beneath it.
     `rowwise` names the parameters that want a row-wise optimizer. `sparse_grad` may be switched off where
     sparse gradients cannot travel; the gradient is then the same, dense. int8: built in its serving form.
     """
@@ -56,10 +57,10 @@ class ProductKeyTable(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Keys of length about 1, so that a score (query of RMS 1 times key) has deviation 1 a half."""
+        """Keys of length about 1; a score (query of RMS 1 times unit key) has deviation 1 a half."""
         nn.init.normal_(self.keys, std=self.keys.shape[-1] ** -0.5)
         if self.values is not None:
-            nn.init.normal_(self.values, std=self.value_dim**-0.5)
+            nn.init.zeros_(self.values)
         nn.init.zeros_(self.hits)
 
     @property
@@ -75,7 +76,8 @@ class ProductKeyTable(nn.Module):
         """
         with full_precision(query_RTHQ):
             halves = query_RTHQ.float().unflatten(-1, (2, -1))
-            scores_RTHCn = torch.einsum("rthcd,hcnd->rthcn", halves, self.keys.float())
+            keys_HCnd = nn.functional.normalize(self.keys.float(), dim=-1)
+            scores_RTHCn = torch.einsum("rthcd,hcnd->rthcn", halves, keys_HCnd)
         best_RTHCK, at_RTHCK = scores_RTHCn.topk(self.topk)
         first_P, second_P = pairs(self.topk, scores_RTHCn.device)
         sums_RTHP = best_RTHCK[..., 0, :].index_select(-1, first_P)
@@ -154,49 +156,36 @@ class ProductKeyTable(nn.Module):
 
 
 class Read(NamedTuple):
-    """What a reader adds to the stream, and which slots it read at which weight."""
+    """What a reader adds to the stream, and which slots it read at which weight, asking what."""
 
     out_RTD: Tensor
     indices_RTHK: Tensor
     weights_RTHK: Tensor
+    query_RTHQ: Tensor  # before whitening, no gradient
 
 
 class ProductKeyReader(nn.Module):
-    """One layer's way to the table: W_o (RMSNorm(read) * SiLU(W_g x)), x = RMSNorm(stream).
+    """One layer's way to the table: W_o read(RMSNorm(whiten(W_q x))), x = RMSNorm(stream).
 
-    The queries are normalised for each head and token alone: batch statistics, as in 1907.05242, would
-    show a token the tokens after it. The norm of the read is ours: values have no weight decay and the
-    temperature falls, and neither shall change how loud the memory is. At the start, the output's RMS is
-    about `start`, to be heard beside a stream whose RMS is about 1.
+    The read has no gate (2412.09764 has one): a gate that depends on how a fact is worded lets less of what
+    one wording wrote through to another. It has no norm either: how sure a slot is stands in its length.
     """
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        key_dim: int,
-        value_dim: int,
-        *,
-        start: float = 0.3,
-        eps: float = 1e-6,
-    ):
+    def __init__(self, width: int, heads: int, key_dim: int, value_dim: int, *, eps: float = 1e-6):
         super().__init__()
         self.heads = heads
-        self.start = start
         self.norm = nn.RMSNorm(width, eps=eps)
         self.query = nn.Linear(width, heads * key_dim, bias=False)
+        self.whiten = Whitening(heads, key_dim)
         self.query_norm = nn.RMSNorm(key_dim, eps=eps)
-        self.gate = nn.Linear(width, value_dim, bias=False)
-        self.read_norm = nn.RMSNorm(value_dim, eps=eps)
         self.out = nn.Linear(value_dim, width, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        for norm in (self.norm, self.query_norm, self.read_norm):
+        for norm in (self.norm, self.query_norm):
             nn.init.ones_(norm.weight)
-        for linear in (self.query, self.gate):
-            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-        nn.init.normal_(self.out.weight, std=self.start / (GATE_RMS * self.out.in_features**0.5))
+        nn.init.normal_(self.query.weight, std=self.query.in_features**-0.5)
+        nn.init.normal_(self.out.weight, std=0.5 * self.out.in_features**-0.5)
 
     def forward(
         self,
@@ -207,17 +196,17 @@ class ProductKeyReader(nn.Module):
     ) -> Read:
         """x: the stream. temperature: a number, or [R or 1, 1, 1, 1]. Tokens that are not valid read zero.
 
-        The caller adds `out_RTD` to the stream, and calls `table.count` on what was read.
+        The caller adds `out_RTD` to the stream, and in training shows `table.count` and `whiten.observe` what
+        was read and asked.
         """
-        x_RTD = self.norm(x_RTD)
-        query_RTHQ = self.query(x_RTD).unflatten(-1, (self.heads, -1))
-        indices_RTHK, weights_RTHK = table.select(self.query_norm(query_RTHQ.float()), temperature)
-        read_RTV = self.read_norm(table.gather(indices_RTHK, weights_RTHK))
-        gated_RTV = read_RTV * nn.functional.silu(self.gate(x_RTD))
-        out_RTD = self.out(gated_RTV.to(x_RTD.dtype))
+        query_RTHQ = self.query(self.norm(x_RTD)).unflatten(-1, (self.heads, -1)).float()
+        with full_precision(query_RTHQ):
+            white_RTHQ = self.query_norm(self.whiten(query_RTHQ))
+        indices_RTHK, weights_RTHK = table.select(white_RTHQ, temperature)
+        out_RTD = self.out(table.gather(indices_RTHK, weights_RTHK).to(x_RTD.dtype))
         if valid_RT is not None:
             out_RTD = out_RTD.masked_fill(~valid_RT[..., None], 0.0)
-        return Read(out_RTD, indices_RTHK, weights_RTHK)
+        return Read(out_RTD, indices_RTHK, weights_RTHK, query_RTHQ.detach())
 
 
 class Usage(NamedTuple):

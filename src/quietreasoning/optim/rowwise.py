@@ -4,9 +4,13 @@ Adam's second moment (arXiv 1412.6980) kept once a row, as row-wise Adagrad does
 arXiv 1906.00091); no first moment, no weight decay. For a row i with gradient g that is not all zero:
 
     count_i += 1;  square_i = b2 * square_i + (1 - b2) * mean(g^2)
-    row_i -= lr * g / (sqrt(square_i / (1 - b2^count_i)) + eps)
+    rms_i = sqrt(square_i / (1 - b2^count_i))
+    row_i -= lr * g / (max(rms_i, FLOOR * rms) + eps)
 
-so that a row's first update has RMS lr, however long it waited. All other rows keep every bit.
+rms is that of all rows with a gradient, over the last steps. Without this floor every row that is touched
+moves by lr, also those that hardly had a part in the loss: the gradients of rows lie four orders of magnitude
+apart, most belong to tokens at which nothing is learned, and they would write over what few rows were told.
+All other rows keep every bit.
 """
 
 from __future__ import annotations
@@ -18,6 +22,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+FLOOR = 2.0
+DECAY = 0.95  # of the mean over all rows
 
 
 class RowwiseAdam(Optimizer):
@@ -35,19 +42,35 @@ class RowwiseAdam(Optimizer):
                     state = self.state[p]
                     if not state:
                         state |= {"square": _column(p, torch.float32), "count": _column(p, torch.int32)}
-                    _update(local(p), state, p.grad, group)
+                        state |= {name: torch.zeros((), device=p.device) for name in ("steps", "mean")}
+                    _update(p, state, group)
 
 
-def _update(table_SV: Tensor, state: dict[str, Tensor], grad: Tensor, group: dict[str, Any]) -> None:
-    rows_U, grad_UV = touched_rows(grad)
+def _update(p: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    table_SV = local(p)
+    rows_U, grad_UV = touched_rows(p.grad)
     grad_UV = grad_UV.float()
+    mean_U1 = grad_UV.pow(2).mean(1, keepdim=True)
+    least = FLOOR * _rms_of_all(p, state, mean_U1)
     square_S1, count_S1 = local(state["square"]), local(state["count"])
     count_U1 = count_S1[rows_U] + 1
-    square_U1 = square_S1[rows_U].lerp(grad_UV.pow(2).mean(1, keepdim=True), 1.0 - group["beta2"])
+    square_U1 = square_S1[rows_U].lerp(mean_U1, 1.0 - group["beta2"])
     count_S1[rows_U], square_S1[rows_U] = count_U1, square_U1
     rms_U1 = (square_U1 / (1.0 - group["beta2"] ** count_U1)).sqrt()
-    change_UV = grad_UV / (rms_U1 + group["eps"])
+    change_UV = grad_UV / (torch.maximum(rms_U1, least) + group["eps"])
     table_SV[rows_U] = torch.add(table_SV[rows_U], change_UV.to(table_SV.dtype), alpha=-group["lr"])
+
+
+def _rms_of_all(p: Tensor, state: dict[str, Tensor], mean_U1: Tensor) -> Tensor:
+    """RMS of the gradients of touched rows over the last steps, on every rank that of the whole table."""
+    found = torch.stack([mean_U1.sum(), mean_U1.new_tensor(float(len(mean_U1)))])
+    if _is_shard(p):
+        for group in p.device_mesh.get_all_groups():
+            dist.all_reduce(found, group=group)
+    if found[1] > 0:
+        state["steps"] += 1
+        state["mean"].lerp_(found[0] / found[1], 1.0 - DECAY)
+    return (state["mean"] / (1.0 - DECAY ** state["steps"].clamp(min=1))).sqrt()
 
 
 def touched_rows(grad: Tensor) -> tuple[Tensor, Tensor]:

@@ -81,12 +81,9 @@ class WorkspaceModel(Reads, Switches, WorkspacePreTrained):
         )
         for expert in self.experts.values():
             nn.init.zeros_(expert.out.weight)
-        # experts and readers start silent: switching them on changes nothing until they have learned
+        # experts and memory start silent: switching them on changes nothing until they have learned
         self.memory = nn.ModuleDict(
-            {
-                str(b): ProductKeyReader(d, c.pkm_heads, c.pkm_key_dim, c.pkm_value_dim, start=0.0)
-                for b in c.pkm_blocks
-            }
+            {str(b): ProductKeyReader(d, c.pkm_heads, c.pkm_key_dim, c.pkm_value_dim) for b in c.pkm_blocks}
         )
         self.register_buffer("temperature", torch.tensor(float(c.pkm_temperature)))  # training anneals it
         self.gradient_checkpointing = False
@@ -153,6 +150,8 @@ class WorkspaceModel(Reads, Switches, WorkspacePreTrained):
             raise UserError("attention_mask holds no token at all; give every call at least one")
         if counts:  # once a forward: ranks add up what they count, and their rows differ in chunks
             self.table.count(*record.hits())
+            for block, reader in self.memory.items():
+                reader.whiten.observe(*record.asked(int(block)))
         hidden_states = gather([join(run) for run in parts], outs, rows, width)
         if cache is not None:
             state.length_R, state.filled_R = layout.length_R, layout.filled_R

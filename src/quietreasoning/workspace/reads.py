@@ -200,7 +200,7 @@ class Reads:
         read = reader(part_QND, self.table, temperature if rows is None else temperature[rows])
         if span.trace is not None:
             counted_QN = span.whole.valid_RN.reshape(len(gate_Q), -1) & used_Q[:, None]
-            span.trace.hit(number, read.indices_RTHK, counted_QN if rows is None else counted_QN[rows])
+            span.trace.hit(number, read, counted_QN if rows is None else counted_QN[rows])
         gate = gate_Q[:, None, None].to(x_QND.dtype)
         if rows is None:
             return torch.addcmul(x_QND, gate, read.out_RTD.to(x_QND.dtype)).view_as(x_RTD)

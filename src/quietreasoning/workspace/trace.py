@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from quietreasoning.nn.product_key_memory import Read
 from quietreasoning.nn.router import Plan
 from quietreasoning.nn.slots import Advance
 from quietreasoning.workspace.cache import State
@@ -20,6 +21,7 @@ class Hits(NamedTuple):
 
     indices_NHK: Tensor
     counted_N: Tensor  # real tokens of chunks whose plan reads it
+    query_NHQ: Tensor
 
 
 @dataclass
@@ -42,16 +44,24 @@ class Trace:
             self.slots.append(state.slots_RKD)
             self.open_valid.append(read_RN)
 
-    def hit(self, block: int, indices_QNHK: Tensor, counted_QN: Tensor) -> None:
+    def hit(self, block: int, read: Read, counted_QN: Tensor) -> None:
         """Add what was read of the memory after a block."""
-        self.reads.setdefault(block, []).append(Hits(indices_QNHK.flatten(0, 1), counted_QN.flatten()))
+        flat = Hits(read.indices_RTHK.flatten(0, 1), counted_QN.flatten(), read.query_RTHQ.flatten(0, 1))
+        self.reads.setdefault(block, []).append(flat)
 
     def hits(self, block: int | None = None) -> tuple[Tensor, Tensor]:
         """Slots of the memory that tokens read after a block, or after all, [1, N, H, K], and which of the
         tokens count [1, N]."""
         found = [hit for number, hits in self.reads.items() if block in (None, number) for hit in hits]
-        indices, counted = zip(*found, strict=True)
+        indices, counted, _ = zip(*found, strict=True)
         return torch.cat(indices)[None], torch.cat(counted)[None]
+
+    def asked(self, block: int) -> tuple[Tensor, Tensor]:
+        """Queries of the memory after a block [N, H, Q], and which of them count [N]."""
+        return tuple(
+            torch.cat([getattr(hit, name) for hit in self.reads[block]])
+            for name in ("query_NHQ", "counted_N")
+        )
 
 
 @dataclass

@@ -93,7 +93,10 @@ class Workspace(Writer):
         return (*super().borrowed, *(f"teacher.backbone.{key}" for key in taught))
 
     def pace(self, progress: float) -> None:
-        """Anneal the memory's temperature geometrically; sow dead half keys anew at even distances."""
+        """Take in what the memory was asked; anneal its temperature geometrically; sow dead half keys anew at
+        even distances."""
+        for reader in self.body.memory.values():
+            reader.whiten.settle()
         if self.config.temperature is not None:
             first, last = self.config.temperature
             self.body.temperature.fill_(first * (last / first) ** progress)

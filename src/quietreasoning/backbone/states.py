@@ -79,8 +79,8 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
     lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if not lists or isinstance(model, WorkspaceForCausalLM):  # which runs its blocks chunk by chunk
         raise UserError(
-            f"{type(model).__name__} runs no list of {depth} blocks once a forward, to read states between. Choose a decoder "
-            "such as Llama, Qwen, Mistral or SmolLM."
+            f"{type(model).__name__} runs no list of {depth} blocks once a forward, to read states between. "
+            "Choose a decoder such as Llama, Qwen, Mistral or SmolLM."
         )
     return lists[0]
 

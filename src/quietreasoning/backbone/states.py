@@ -65,7 +65,7 @@ def watch(model: nn.Module, layers: Sequence[Layer], stop: bool = False) -> Iter
         elif depth <= len(blocks):
             handles.append(blocks[depth - 1].register_forward_hook(_on_exit(keep, depth)))
         else:
-            handles.append(model.base_model.register_forward_hook(_on_end(keep, depth)))
+            handles.append(model.get_decoder().register_forward_hook(_on_end(keep, depth)))
     try:
         yield seen
     finally:
@@ -76,7 +76,7 @@ def watch(model: nn.Module, layers: Sequence[Layer], stop: bool = False) -> Iter
 def blocks_of(model: nn.Module) -> nn.ModuleList:
     """The model's decoder blocks in order; UserError where the family keeps them in no list of its own."""
     depth = model.config.get_text_config().num_hidden_layers
-    lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    lists = [m for m in model.get_decoder().modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
     if not lists or isinstance(model, WorkspaceForCausalLM):  # which runs its blocks chunk by chunk
         raise UserError(
             f"{type(model).__name__} runs no list of {depth} blocks once a forward, to read states between. "

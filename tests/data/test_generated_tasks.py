@@ -1,8 +1,10 @@
 """Every generated task: disjoint splits, examples fixed by (seed, i), answers by an independent solver."""
 
 import itertools
+import math
 import operator
 import re
+from collections import Counter
 
 import pytest
 
@@ -16,6 +18,8 @@ SETTINGS = {
     "reachability": [{}, {"variant": "original"}, {"style": "sentences"}],
     "multiplication": [{}, {"digits": 1}, {"digits": 4}],
     "permutation": [{}, {"size": 3, "factors": [2, 3]}],
+    "sudoku": [{}, {"blanks": 12}, {"size": 6}, {"size": 9, "blanks": 30}],
+    "maze": [{}, {"loops": 0.4}, {"size": 5, "loops": 0, "moves": 2}, {"size": 15}],
 }
 CASES = [(name, options) for name, all_options in SETTINGS.items() for options in all_options]
 SPLITS = ("train", "valid", "test")
@@ -73,6 +77,55 @@ def solve_reachability(prompt: str) -> str:
         reached |= more
     (answer,) = {first, second} & reached
     return f"{person} is a {answer}." if prompt.endswith("?") else answer
+
+
+def solve_sudoku(prompt: str) -> str:
+    """Knuth's exact cover (algorithm X): each cell, and each digit in each row, column and box, just once."""
+    cells = prompt.split()
+    size = math.isqrt(len(cells))
+    high, wide = {4: (2, 2), 6: (2, 3), 9: (3, 3)}[size]
+    covers, wanted = {}, {}
+    for r, c, d in itertools.product(range(size), range(size), range(1, size + 1)):
+        if cells[r * size + c] in (".", str(d)):
+            box = (r // high, c // wide)
+            covers[r, c, d] = (("cell", r, c), ("row", r, d), ("column", c, d), ("box", box, d))
+            for want in covers[r, c, d]:
+                wanted.setdefault(want, set()).add((r, c, d))
+    found = []
+
+    def search(wanted: dict, chosen: list) -> None:
+        if not wanted:
+            found.append(chosen)
+        elif len(found) < 2:
+            for choice in min(wanted.values(), key=len):
+                clash = set().union(*(wanted[want] for want in covers[choice]))
+                rest = {w: choices - clash for w, choices in wanted.items() if w not in covers[choice]}
+                search(rest, [*chosen, choice])
+
+    search(wanted, [])
+    (only,) = found  # exactly one solution
+    return " ".join(str(d) for _, _, d in sorted(only))
+
+
+def solve_maze(prompt: str) -> str:
+    """Count walks of each length between squares, until some reach the goal: there must be one."""
+    words = prompt.split()
+    size = math.isqrt(len(words))
+    floor = [i for i, word in enumerate(words) if word != "#"]
+    step = {
+        i: [j for j in floor if abs(i // size - j // size) + abs(i % size - j % size) == 1] for i in floor
+    }
+    start, goal = words.index("S"), words.index("G")
+    walks = [Counter({start: 1})]
+    while goal not in walks[-1]:
+        assert len(walks) <= len(floor)
+        walks.append(sum((Counter(dict.fromkeys(step[i], n)) for i, n in walks[-1].items()), Counter()))
+    assert walks[-1][goal] == 1, "one shortest path"
+    at = goal
+    for counts in reversed(walks[1:-1]):
+        (at,) = (i for i in step[at] if counts[i])
+        words[at] = "o"
+    return " ".join(words)
 
 
 def solve_arithmetic(prompt: str) -> str:

@@ -8,15 +8,26 @@ from quietreasoning.data.tasks.encyclopaedia import Encyclopaedia
 from quietreasoning.data.tasks.gsm8k import GSM8K
 from quietreasoning.data.tasks.humaneval import HumanEval
 from quietreasoning.data.tasks.jsonl import Jsonl
+from quietreasoning.data.tasks.maze import Maze
 from quietreasoning.data.tasks.mbpp import MBPP
 from quietreasoning.data.tasks.multiplication import Multiplication
 from quietreasoning.data.tasks.permutation import PermutationProduct
 from quietreasoning.data.tasks.pointer import Pointer
 from quietreasoning.data.tasks.prosqa import ProsQA
 from quietreasoning.data.tasks.reachability import Reachability
+from quietreasoning.data.tasks.sudoku import Sudoku
 from quietreasoning.data.tasks.text import Text
 
-_GENERATED = (Pointer, Arithmetic, Reachability, Multiplication, PermutationProduct, Encyclopaedia)
+_GENERATED = (
+    Pointer,
+    Arithmetic,
+    Reachability,
+    Multiplication,
+    PermutationProduct,
+    Sudoku,
+    Maze,
+    Encyclopaedia,
+)
 _FROM_FILES = (Jsonl, GSM8K, ProsQA, HumanEval, MBPP, AIME, Apps, Text)
 TASKS: dict[str, type[Task]] = {task.name: task for task in (*_GENERATED, *_FROM_FILES)}
 

@@ -79,13 +79,17 @@ def measure(table: ProductKeyTable, tokens: int) -> None:
     assert faster >= BOUND, f"product keys are only {faster:.0f} times as fast as the exhaustive search"
 
 
+def unit(table: ProductKeyTable) -> Tensor:
+    return torch.nn.functional.normalize(table.keys, dim=-1)
+
+
 def product_keys(table: ProductKeyTable, query_RTHQ: Tensor) -> tuple[Tensor, Tensor]:
     return table.select(query_RTHQ, 1.0)
 
 
 def all_sums(table: ProductKeyTable, query_RTHQ: Tensor) -> tuple[Tensor, Tensor]:
     """Every sum of the two halves' scores, for one token and head at a time."""
-    scores_RTHCn = torch.einsum("rthcd,hcnd->rthcn", query_RTHQ.unflatten(-1, (2, -1)), table.keys)
+    scores_RTHCn = torch.einsum("rthcd,hcnd->rthcn", query_RTHQ.unflatten(-1, (2, -1)), unit(table))
     found = [
         (half_Cn[0, :, None] + half_Cn[1]).flatten().topk(TOPK) for half_Cn in scores_RTHCn.flatten(0, 2)
     ]
@@ -97,7 +101,7 @@ def exhaustive(table: ProductKeyTable, query_RTHQ: Tensor) -> tuple[Tensor, Tens
     """Each slot's own key against the query, for one head at a time; the best so far pass on."""
     best, at = [], []
     for head, query_TQ in enumerate(query_RTHQ[0].unbind(1)):
-        first_nd, second_nd = table.keys[head]
+        first_nd, second_nd = unit(table)[head]
         scores_TK, slots_TK = query_TQ.new_zeros(len(query_TQ), 0), torch.zeros(len(query_TQ), 0).long()
         for start in range(0, SIDE, BLOCK):
             some_bd = first_nd[start : start + BLOCK]

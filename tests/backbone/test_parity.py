@@ -2,25 +2,13 @@
 
 import pytest
 import torch
+from small_models import SHAPE, VOCAB
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config, SmolLM3Config
 
 from quietreasoning.backbone import BackboneConfig, load_backbone, role_of
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Role
 
-VOCAB = 61
-SHAPE = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 40,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 2,
-}
 FAMILIES = {
     "llama": LlamaConfig(**SHAPE, num_key_value_heads=4),
     "llama-grouped-tied": LlamaConfig(**SHAPE, num_key_value_heads=2, tie_word_embeddings=True),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_models import BLOCKS, SHAPE, VOCAB
 from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config, SmolLM3Config
 
@@ -10,19 +11,6 @@ from quietreasoning.backbone.states import read_states, watch
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Role
 
-VOCAB, BLOCKS = 61, 4
-SHAPE = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 40,
-    "num_hidden_layers": BLOCKS,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 2,
-}
 FAMILIES = {
     "llama": LlamaConfig(**SHAPE, num_key_value_heads=4),
     "qwen3": Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True),

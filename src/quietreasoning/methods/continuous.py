@@ -17,7 +17,7 @@ from quietreasoning.backbone import Backbone, States, last_hidden, role_of
 from quietreasoning.config import Settings
 from quietreasoning.contract import Batch, Markers, MethodConfig, Role, StepOutput, Term
 from quietreasoning.losses.hidden_match import hidden_match
-from quietreasoning.methods.latent import LatentMethod
+from quietreasoning.methods.latent import LatentMethod, Thoughts
 from quietreasoning.methods.sequence import (
     count_labels,
     read_prompt,
@@ -120,15 +120,15 @@ class Continuous(LatentMethod):
             inputs.append(self.feedback(hidden[-1]))
         return torch.stack(inputs, 1), torch.stack(hidden, 1)
 
-    def think(self, prompt: States, effort: int | None) -> tuple[Tensor, int]:
+    def think(self, prompt: States, effort: int | None) -> Thoughts:
         latents = self.config.latents if effort is None else effort
         if latents < 0 or (latents and self.feedback is None):
             raise ValueError(
                 f"effort={effort}: continuous takes 0 latents or more, trained with {self.config.latents}"
             )
         if not latents:
-            return prompt.hidden_BTD[:, :0], 0 if self.visible_steps else 1
-        return self.unroll(prompt, latents)[0], latents
+            return Thoughts(prompt.hidden_BTD[:, :0], 0 if self.visible_steps else 1, 0)
+        return Thoughts(self.unroll(prompt, latents)[0], latents, latents)
 
     def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
         weights, latents = self.config.weights, self.config.latents

@@ -1,14 +1,24 @@
-"""What continuous and slots share: think in embeddings, corrupt if asked, answer in one last pass."""
+"""What methods with latent thoughts share: think in embeddings, corrupt if asked, answer in one last pass."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from quietreasoning.backbone import States
 from quietreasoning.methods.sequence import mixed_inputs, read_prompt
 from quietreasoning.methods.writing import Ready, Writer
+
+
+class Thoughts(NamedTuple):
+    """What was thought about B prompts."""
+
+    content_BKD: Tensor  # as it enters the last pass
+    passes: int  # spent, the last one included
+    latent_steps: int | Sequence[int]  # as in a Response, of all rows or of each
 
 
 class LatentMethod(Writer):
@@ -18,15 +28,13 @@ class LatentMethod(Writer):
     mutual = 0  # how many thoughts see each other in both directions
 
     @abstractmethod
-    def think(self, prompt: States, effort: int | None) -> tuple[Tensor, int]:
-        """Thoughts [B, K, D] as they enter the last pass, and the passes spent, the last one included.
+    def think(self, prompt: States, effort: int | None) -> Thoughts:
+        """Thoughts about what `open` read, whose cache is kept: fork it. ValueError where `effort` is out of
+        range."""
 
-        `prompt` keeps its cache: fork it. ValueError where `effort` is out of range.
-        """
-
-    def latent_steps(self, thoughts_BKD: Tensor, passes: int) -> int:
-        """What the thoughts of `think` count as in a Response."""
-        return thoughts_BKD.shape[1]
+    def open(self, prompt_BP: Tensor) -> States:
+        """The prompts, read into a fresh cache."""
+        return read_prompt(self.backbone, prompt_BP)
 
     def read(
         self, prompt: States, thoughts_BKD: Tensor, ids_BT: Tensor, role_BT: Tensor, *, layers: bool = False
@@ -36,12 +44,12 @@ class LatentMethod(Writer):
         return self.backbone(inputs, roles, prompt.past.fork(), mutual=self.mutual, layers=layers)
 
     def prepare(self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int) -> Ready:
-        states = prompt = read_prompt(self.backbone, prompt_BP)
-        thoughts_BKD, passes = self.think(prompt, effort)
+        states = prompt = self.open(prompt_BP)
+        thoughts_BKD, passes, latent_steps = self.think(prompt, effort)
         thoughts_BKD = self.corrupted(thoughts_BKD, control, prompt_BP)
         ids_BM, role_BM = self.prefix(prompt_BP)
         if self.visible_steps:
             ids_BM, role_BM = ids_BM[:, :0], role_BM[:, :0]
         if thoughts_BKD.shape[1] + ids_BM.shape[1]:
             states = self.read(prompt, thoughts_BKD, ids_BM, role_BM)
-        return Ready(states, not self.visible_steps, passes, self.latent_steps(thoughts_BKD, passes))
+        return Ready(states, not self.visible_steps, passes, latent_steps)

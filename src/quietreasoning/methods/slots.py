@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from quietreasoning.backbone import Backbone, States, last_hidden
 from quietreasoning.config import Settings
 from quietreasoning.contract import IGNORE, Batch, Markers, MethodConfig, Role, StepOutput, Term
-from quietreasoning.methods.latent import LatentMethod
+from quietreasoning.methods.latent import LatentMethod, Thoughts
 from quietreasoning.methods.sequence import count_labels, read_prompt, score_visible, visible_part
 from quietreasoning.methods.supervision import count_targets, embedding_rms, score_slots, step_targets
 from quietreasoning.nn.latents import Feedback
@@ -96,16 +96,13 @@ class Slots(LatentMethod):
             content_BKD = self.feedback(hidden[-1]) + self.slot_KD
         return content_BKD, hidden
 
-    def think(self, prompt: States, effort: int | None) -> tuple[Tensor, int]:
+    def think(self, prompt: States, effort: int | None) -> Thoughts:
         loops = self.config.loops if effort is None else effort
         if loops < 1:
             raise ValueError(f"effort={effort}: slots need at least 1 loop")
         if self.slot_KD is None:
-            return prompt.hidden_BTD[:, :0], 1
-        return self.refine(prompt, loops)[0], loops
-
-    def latent_steps(self, thoughts_BKD: Tensor, passes: int) -> int:
-        return thoughts_BKD.shape[1] * passes
+            return Thoughts(prompt.hidden_BTD[:, :0], 1, 0)
+        return Thoughts(self.refine(prompt, loops)[0], loops, len(self.slot_KD) * loops)
 
     def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
         weights, slots = self.config.weights, self.config.blocks * self.config.width

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from quietreasoning.backbone import Backbone, Past, States, last_hidden, role_of
-from quietreasoning.contract import IGNORE, Markers, Method, Response, Role
+from quietreasoning.backbone.sampling import sample
+from quietreasoning.contract import Markers, Method, Response, Role
 from quietreasoning.methods.sequence import filler_embedding, prefix_ids
 from quietreasoning.nn.corrupt import corrupt
 
@@ -79,7 +80,6 @@ class Writer(Method):
         return corrupt(thoughts_BKD, control, filler_D, row_seeds(prompt_BP), real_BK)
 
 
-@torch.no_grad()
 def greedy(
     backbone: Backbone, past: Past, hidden_BD: Tensor, *, max_new_tokens: int, eos: int
 ) -> list[list[int]]:
@@ -88,20 +88,8 @@ def greedy(
     A row that has ended feeds padding, which no other row sees: answers do not depend on the batch.
     `past` grows in place. Rows do not keep the end of sequence.
     """
-    rows: list[list[int]] = [[] for _ in range(len(hidden_BD))]
-    open_B = torch.ones(len(hidden_BD), dtype=torch.bool, device=hidden_BD.device)
-    for i in range(max_new_tokens):
-        token_B = backbone.logits(hidden_BD).argmax(-1)
-        open_B &= token_B != eos
-        for row, (token, is_open) in enumerate(zip(token_B.tolist(), open_B.tolist(), strict=True)):
-            if is_open:
-                rows[row].append(token)
-        if i + 1 == max_new_tokens or not open_B.any():
-            break
-        token_B1 = token_B.masked_fill(~open_B, IGNORE)[:, None]
-        states = backbone(token_B1, role_of(token_B1, Role.STEP), past)
-        hidden_BD, past = last_hidden(states), states.past
-    return rows
+    rows = sample(backbone, past, hidden_BD, max_new_tokens=max_new_tokens, eos=eos)
+    return [row[:-1] if row[-1:] == [eos] else row for row in rows]
 
 
 def find(tokens: list[int], prefix: tuple[int, ...]) -> int | None:

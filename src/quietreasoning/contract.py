@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -103,6 +104,7 @@ class Method(nn.Module, ABC):
     Config: ClassVar[type[MethodConfig]]
     controls: ClassVar[tuple[str, ...]] = CONTROLS  # which corruptions of its thoughts apply
     reads_text: ClassVar[bool] = False  # trains on running text too: batches whose rows are prompts alone
+    answers: ClassVar[bool] = True  # else it is judged by what forward measures, and generate refuses
     slack: ClassVar[tuple[str, ...]] = ()  # terms that are zero, without gradient, while a limit is kept
 
     def __init__(self, backbone: nn.Module, config: MethodConfig, markers: Markers):
@@ -121,6 +123,12 @@ class Method(nn.Module, ABC):
         """Whether tokens of the prompt are labels too, on purpose."""
         return False
 
+    @property
+    def counts(self) -> bool:
+        """Whether it learns by counting: in training mode `forward` adds what it saw to buffers, over all
+        ranks, and no term has a gradient. Then there is neither backward nor optimizer."""
+        return False
+
     @abstractmethod
     def units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
         """How many of each unit `forward` will sum over; counted before any forward."""
@@ -137,6 +145,14 @@ class Method(nn.Module, ABC):
         resume. What it sets must be a buffer: checkpoints and evaluation know nothing else of it. Random
         numbers must be seeded by something that is the same on every rank.
         """
+
+    def export(self, folder: Path) -> list[Path]:
+        """Write what others load of this method into `folder`, once the run has ended; the files written.
+
+        Called on the main rank with the method as evaluation sees it. Writes nothing by default. A run that
+        had ended writes them again, so the same method must give the same files.
+        """
+        return []
 
     @abstractmethod
     def generate(

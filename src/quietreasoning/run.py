@@ -73,7 +73,10 @@ def train_run(resolved: Resolved, *, resume: bool = False, dry_run: bool = False
             settings = config.model_dump(mode="json")
             return Sinks.open(config.track, folder, resume_step=step, settings=settings, main=machine.main)
 
-        run_stages(plans, folder, open_sinks, stop, seed=config.seed, machine=machine, run_info=info)
+        summary = run_stages(plans, folder, open_sinks, stop, seed=config.seed, machine=machine, run_info=info)
+        if machine.main:
+            for path in summary.method.export(folder):
+                print(f"wrote {path}", file=sys.stderr)
     return 0
 
 

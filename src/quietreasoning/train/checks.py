@@ -209,7 +209,7 @@ def optimizer_step(exam: Exam, optim: OptimConfig) -> None:
                     "Leave it alone.",
                 )
         for name, _ in method.named_buffers():
-            if name in changed:
+            if name in changed and not method.counts:
                 exam.notes.append(
                     f"buffer {name} changes in forward; what must survive a step belongs in the carry"
                 )
@@ -217,7 +217,9 @@ def optimizer_step(exam: Exam, optim: OptimConfig) -> None:
 
 def reach(exam: Exam, reading: Reading, grads: dict[str, Gradient]) -> None:
     """`no-gradient` and `unreached-parameter`; a zero counts only if it stays zero on jittered weights, and a
-    term that the method calls slack may be all zero."""
+    term that the method calls slack may be all zero. A method that counts needs none."""
+    if exam.method.counts:
+        return
     method, terms = exam.method, reading.output.terms
     silent = [n for n, t in terms.items() if t.weight and grads[n].norm == 0 and not exam.blamed(n)]
     slack = {n for n in silent if n in method.slack and grads[n].connected and not terms[n].total.any()}

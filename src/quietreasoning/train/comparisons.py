@@ -34,6 +34,8 @@ def compare(exam: Exam) -> None:
             causal(exam, batch, base)
             sums(exam, batch, base)
         unit_changes(exam, batch)
+        if not method.answers:
+            return
         method.eval()
         with torch.no_grad():
             generation(exam, batch)

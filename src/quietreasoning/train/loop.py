@@ -107,7 +107,7 @@ def train(
 
         state.method.pace(spent(state, config))
         sums, carries = backward_all(state, window, counts)
-        grad_norm, local = sums.fetch(clip(params, optim.clip))
+        grad_norm, local = sums.fetch(clip(params, optim.clip).to(machine.device))
         summed = add_up(local)
         updated = accepts(state, config, summed["loss"], grad_norm)
         lr = state.optimizer.set_lr(lr_factor(optim, state.step, progress(state, config, optim)))
@@ -141,13 +141,15 @@ def train(
 
 
 def backward_all(state: TrainState, window: list[Batch], counts: dict[str, float]) -> tuple[Sums, list[Any]]:
-    """Forward and backward of every lane; returns what they report and the carries after the step."""
+    """Forward of every lane, and backward unless the method counts; returns what they report and the carries
+    after the step."""
     sums, carries = Sums(), []
     for lane, batch in enumerate(window):
         with synchronising(state.wrapped, lane == len(window) - 1, state.sharded):
             loss, totals, metrics, carry = state.wrapped(batch, state.carries[lane], counts)
-            # DDP and FSDP2 average over ranks; the counts already hold all ranks
-            (loss if state.machine.world == 1 else loss * state.machine.world).backward()
+            if not state.method.counts:
+                # DDP and FSDP2 average over ranks; the counts already hold all ranks
+                (loss if state.machine.world == 1 else loss * state.machine.world).backward()
         sums.add(loss.detach(), totals, metrics)
         carries.append(carry)
     if state.machine.world > 1 and not state.sharded:

@@ -299,6 +299,7 @@ def flat_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         for figure in ("accuracy", "perplexity", "visible_tokens", "passes"):
             if row.get(figure) is not None:
                 flat[f"{key}/{figure}"] = row[figure]
+        flat |= {f"{key}/{name}": value for name, value in row.get("figures", {}).items()}
     return flat
 
 

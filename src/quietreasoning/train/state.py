@@ -108,7 +108,8 @@ class TrainState:
         check_settings(config, optim, machine.world)
         method.to(machine.device)
         frozen = freeze_others(method, config.enable)
-        trains = config.steps != 0  # a stage of no steps may have nothing to train
+        # a stage of no steps may have nothing to train, nor has a method that counts
+        trains = config.steps != 0 and not method.counts
         if trains and not any(p.requires_grad for p in method.parameters()):
             raise UserError(
                 "nothing to train: every parameter is frozen. Widen train.enable or unfreeze the backbone."

@@ -129,6 +129,11 @@ class Method(nn.Module, ABC):
         ranks, and no term has a gradient. Then there is neither backward nor optimizer."""
         return False
 
+    @property
+    def term_weights(self) -> dict[str, float]:
+        """Term -> its weight, as configured; a term of weight 0 is not there."""
+        return self.config.model_dump().get("weights", {})
+
     @abstractmethod
     def units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
         """How many of each unit `forward` will sum over; counted before any forward."""

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from quietreasoning.backbone import Backbone, States, last_hidden, role_of
 from quietreasoning.config import Settings
-from quietreasoning.contract import Batch, Markers, MethodConfig, Role, StepOutput, Term
+from quietreasoning.contract import Batch, Markers, Role, StepOutput, Term
 from quietreasoning.losses.hidden_match import hidden_match
 from quietreasoning.methods.latent import LatentMethod, Thoughts
+from quietreasoning.methods.rewarded import RewardedConfig
 from quietreasoning.methods.sequence import (
     count_labels,
     read_prompt,
@@ -48,7 +49,7 @@ class ContinuousWeights(Settings):
 class Continuous(LatentMethod):
     """L latents in sequence, `per_step` of them for each replaced step."""
 
-    class Config(MethodConfig):
+    class Config(RewardedConfig):
         name: Literal["continuous"] = "continuous"
         """Sequential latent thoughts."""
         latents: int = Field(4, ge=0)
@@ -76,6 +77,8 @@ class Continuous(LatentMethod):
                 )
             if not (weights.answer or (weights.step and self.latents)):
                 raise ValueError("weights.answer is 0 and no latent says a step, so nothing would be trained")
+            if self.reward and self.visible_from is not None:
+                raise ValueError("reward needs visible_from=null: it rewards answers, not visible steps")
             if self.lead > self.latents:
                 raise ValueError(f"lead {self.lead} must be at most latents {self.latents}")
             if weights.match and not (weights.chain and weights.answer and self.visible_from is None):
@@ -88,10 +91,11 @@ class Continuous(LatentMethod):
         super().__init__(backbone, config, markers)
         self.visible_steps = config.visible_from is not None
         self.feedback = Feedback(backbone.width, embedding_rms(backbone)) if config.latents else None
-        decodes = config.latents and config.target == "step" and config.weights.step
+        decodes = config.latents and config.target == "step" and config.weights.step and not config.reward
         self.step_decoder = StepDecoder(backbone.width) if decodes else None
+        self.start_policy()
 
-    def units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
+    def supervised_units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
         weights, counts = self.config.weights, {}
         if weights.answer:
             counts["token"] = count_labels(batch, self.markers, self.config.visible_from)
@@ -130,7 +134,7 @@ class Continuous(LatentMethod):
             return Thoughts(prompt.hidden_BTD[:, :0], 0 if self.visible_steps else 1, 0)
         return Thoughts(self.unroll(prompt, latents)[0], latents, latents)
 
-    def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
+    def supervised(self, batch: Batch, carry: Any = None) -> StepOutput:
         weights, latents = self.config.weights, self.config.latents
         prompt = read_prompt(self.backbone, batch.prompt_BP)
         none_B0D = prompt.hidden_BTD[:, :0]

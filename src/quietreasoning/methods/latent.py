@@ -9,8 +9,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from quietreasoning.backbone import States
+from quietreasoning.methods.rewarded import Rewarded
 from quietreasoning.methods.sequence import mixed_inputs, read_prompt
-from quietreasoning.methods.writing import Ready, Writer
+from quietreasoning.methods.writing import Ready
 
 
 class Thoughts(NamedTuple):
@@ -21,7 +22,7 @@ class Thoughts(NamedTuple):
     latent_steps: int | Sequence[int]  # as in a Response, of all rows or of each
 
 
-class LatentMethod(Writer):
+class LatentMethod(Rewarded):
     """A method whose thoughts are K embeddings between prompt and answer."""
 
     visible_steps = False  # True where visible steps follow the thoughts

@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from quietreasoning.backbone import Backbone
-from quietreasoning.contract import Batch, Markers, MethodConfig, StepOutput, Term
+from quietreasoning.contract import Batch, Markers, StepOutput, Term
+from quietreasoning.methods.rewarded import Rewarded, RewardedConfig
 from quietreasoning.methods.sequence import (
     AnswerWeights,
     count_labels,
@@ -18,13 +19,13 @@ from quietreasoning.methods.sequence import (
     score_visible,
     visible_part,
 )
-from quietreasoning.methods.writing import Ready, Writer
+from quietreasoning.methods.writing import Ready
 
 
-class Pause(Writer):
+class Pause(Rewarded):
     """More positions, no content: the arm that says what extra compute alone is worth."""
 
-    class Config(MethodConfig):
+    class Config(RewardedConfig):
         name: Literal["pause"] = "pause"
         """Learned fillers."""
         fillers: int = Field(4, ge=0)
@@ -36,11 +37,12 @@ class Pause(Writer):
         super().__init__(backbone, config, markers)
         start_D = filler_embedding(backbone, markers, torch.device("cpu")).detach().float().clone()
         self.filler_D = nn.Parameter(start_D) if config.fillers else None
+        self.start_policy()
 
-    def units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
+    def supervised_units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
         return {"token": count_labels(batch, self.markers, None)}
 
-    def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
+    def supervised(self, batch: Batch, carry: Any = None) -> StepOutput:
         visible = visible_part(batch, self.markers, None)
         fillers_BKD = self._fillers(len(batch), self.config.fillers)
         inputs, roles = mixed_inputs(

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from quietreasoning.backbone import Backbone, States, last_hidden
 from quietreasoning.config import Settings
-from quietreasoning.contract import IGNORE, Batch, Markers, MethodConfig, Role, StepOutput, Term
+from quietreasoning.contract import IGNORE, Batch, Markers, Role, StepOutput, Term
 from quietreasoning.methods.latent import LatentMethod, Thoughts
+from quietreasoning.methods.rewarded import RewardedConfig
 from quietreasoning.methods.sequence import count_labels, read_prompt, score_visible, visible_part
 from quietreasoning.methods.supervision import count_targets, embedding_rms, score_slots, step_targets
 from quietreasoning.nn.latents import Feedback
@@ -38,7 +39,7 @@ class SlotWeights(Settings):
 class Slots(LatentMethod):
     """K blocks of `width` slots, R loops."""
 
-    class Config(MethodConfig):
+    class Config(RewardedConfig):
         name: Literal["slots"] = "slots"
         """Parallel slots, refined in loops."""
         blocks: int = Field(4, ge=0)
@@ -72,8 +73,9 @@ class Slots(LatentMethod):
         self.mutual = config.blocks * config.width if config.attend == "full" else 0
         slots = config.blocks * config.width
         self.slot_KD = nn.Parameter(torch.randn(slots, backbone.width) * scale) if slots else None
+        self.start_policy()
 
-    def units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
+    def supervised_units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
         counts = {}
         if self.config.weights.answer:
             counts["token"] = count_labels(batch, self.markers, None)
@@ -104,7 +106,7 @@ class Slots(LatentMethod):
             return Thoughts(prompt.hidden_BTD[:, :0], 1, 0)
         return Thoughts(self.refine(prompt, loops)[0], loops, len(self.slot_KD) * loops)
 
-    def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
+    def supervised(self, batch: Batch, carry: Any = None) -> StepOutput:
         weights, slots = self.config.weights, self.config.blocks * self.config.width
         prompt = read_prompt(self.backbone, batch.prompt_BP)
         content_BKD, hidden = prompt.hidden_BTD[:, :0], []

@@ -58,7 +58,7 @@ def trainable(method: Method) -> dict[str, torch.nn.Parameter]:
 def weights(exam: Exam, reading: Reading) -> None:
     """`weight-ignored`: the recipe's weights and the terms' weights are the same numbers."""
     terms = reading.output.terms
-    for name, value in exam.method.config.model_dump().get("weights", {}).items():
+    for name, value in exam.method.term_weights.items():
         if value and name not in terms:
             exam.find(
                 "weight-ignored",
@@ -224,8 +224,9 @@ def reach(exam: Exam, reading: Reading, grads: dict[str, Gradient]) -> None:
     silent = [n for n, t in terms.items() if t.weight and grads[n].norm == 0 and not exam.blamed(n)]
     slack = {n for n in silent if n in method.slack and grads[n].connected and not terms[n].total.any()}
     silent = [name for name in silent if name not in slack]
+    idle = bool(slack) and all(name in slack or not term.weight for name, term in terms.items())
     exam.notes += [f"term {name} is slack on these rows: nothing breaks its limit" for name in sorted(slack)]
-    zero = _unreached(method, reading)
+    zero = [] if idle else _unreached(method, reading)
     if silent or zero:
         with probes.restored(method):
             probes.jitter(method)

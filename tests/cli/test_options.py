@@ -22,8 +22,28 @@ OPTIONS = {
 }
 
 
+DATA = {
+    "data pairs": [
+        *("model", "settings", "--dataset", "--path", "--split", "--allow-test", "--out", "--num-samples"),
+        *("--samples-per-problem", "--batch-size", "--max-new-tokens", "--checkpoint-every"),
+        *("--no-auto-resume", "--temperature", "--seed", "--keep", "--layers", "--dtype", "--target"),
+        *("--stop-at-close", "--keep-system-prefix", "--revision", "--system", "--instruction", "--date"),
+        *("--open", "--close", "--nproc", "--json"),
+    ],
+    "data export-pairs": ["folder", "file", "--layer", "--split"],
+    "data import-pairs": ["file", "--out", "--model", "--layer"],
+}
+
+
+def all_commands():
+    """By name; `data` has its own inside, as `data pairs`."""
+    commands = dict(typer.main.get_command(app).commands)
+    inner = commands.pop("data").commands
+    return commands | {f"data {name}": command for name, command in inner.items()}
+
+
 def test_commands_and_options_are_frozen():
-    commands = typer.main.get_command(app).commands
+    commands = all_commands()
     found = {
         name: [
             next((option for option in parameter.opts if option.startswith("--")), parameter.name)
@@ -31,12 +51,12 @@ def test_commands_and_options_are_frozen():
         ]
         for name, command in commands.items()
     }
-    assert found == OPTIONS
+    assert found == OPTIONS | DATA
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", OPTIONS | DATA)
 def test_every_command_and_option_has_help(name):
-    command = typer.main.get_command(app).commands[name]
+    command = all_commands()[name]
     assert command.help and all(getattr(parameter, "help", "") for parameter in command.params)
 
 

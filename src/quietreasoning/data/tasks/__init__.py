@@ -11,6 +11,7 @@ from quietreasoning.data.tasks.jsonl import Jsonl
 from quietreasoning.data.tasks.maze import Maze
 from quietreasoning.data.tasks.mbpp import MBPP
 from quietreasoning.data.tasks.multiplication import Multiplication
+from quietreasoning.data.tasks.pairs import Pairs
 from quietreasoning.data.tasks.permutation import PermutationProduct
 from quietreasoning.data.tasks.pointer import Pointer
 from quietreasoning.data.tasks.prosqa import ProsQA
@@ -28,7 +29,7 @@ _GENERATED = (
     Maze,
     Encyclopaedia,
 )
-_FROM_FILES = (Jsonl, GSM8K, ProsQA, HumanEval, MBPP, AIME, Apps, Text)
+_FROM_FILES = (Jsonl, GSM8K, ProsQA, HumanEval, MBPP, AIME, Apps, Pairs, Text)
 TASKS: dict[str, type[Task]] = {task.name: task for task in (*_GENERATED, *_FROM_FILES)}
 
 __all__ = ["TASKS", "GeneratedTask", "Task"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Exam:
             "stop": lambda: stop.requested,
             "progress": progress,
         }
-        if task.text:
+        if task.text or not all(arm.method.answers for arm in arms):
             return evaluate_text(arms, examples, batch=self.encoder.batch, **shared)
         return harness.evaluate(
             arms,
@@ -100,7 +101,9 @@ def prove(loaded: Loaded) -> list[dict[str, Any]]:
     """Evaluate a run, print the table, keep the report in RUN/eval/rows.json; returns the rows."""
     config, stop = loaded.config, StopFlag()
     exam = Exam(config.stages[-1].data, on_what_there_is(config), loaded.encoder, config.seed)
-    arms = [*baselines(loaded), *arms_of_run(loaded)]
+    text, answers = TASKS[exam.data.task].text, loaded.method.answers
+    beside = [arm for arm in baselines(loaded) if text or arm.method.answers == answers]
+    arms = [*beside, *arms_of_run(loaded)]
     kept = loaded.folder / "eval" / "rows.json"
     with stop.listening():
         try:
@@ -111,8 +114,8 @@ def prove(loaded: Loaded) -> list[dict[str, Any]]:
             raise Stopped("stopped while evaluating; the same command asks all again") from None
     save(kept, [report])
     show(report, kept)
-    beside = set() if TASKS[exam.data.task].text else {"plain", "cot"}
-    for missing in sorted(beside - {arm.label for arm in arms}):
+    wanted = {"plain", "cot"} if answers and not text else set()
+    for missing in sorted(wanted - {arm.label for arm in arms}):
         print(
             f"note: no {missing} arm in this table; train one and add eval.baselines=[RUN]", file=sys.stderr
         )
@@ -159,6 +162,29 @@ def show(report: Report, kept: Path) -> None:
         if own and len(row["groups"]) > 1:
             parts = [f"{name} {100 * share:.1f} % ({n})" for name, (share, n) in row["groups"].items()]
             console.print(f"{row['method']}: {', '.join(parts)}", highlight=False)
+    for row in report.rows:
+        show_figures(row["method"], row.get("figures", {}))
     for verdict in report.verdicts:
         console.print(verdict["text"], highlight=False)
     console.print(f"rows: {kept}", highlight=False)
+
+
+def show_figures(method: str, figures: Mapping[str, float]) -> None:
+    """What a method measured beside its predictions; `last/64/kl` stands in line `last/64`, column `kl`."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    lines: dict[str, dict[str, float]] = {}
+    for name, value in figures.items():
+        place, _, column = name.rpartition("/")
+        lines.setdefault(place, {})[column] = value
+    columns = list(dict.fromkeys(column for line in lines.values() for column in line))
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    made.add_column(method)
+    for column in columns:
+        made.add_column(column, justify="right")
+    for place, line in lines.items():
+        made.add_row(place, *(f"{line[column]:.4f}" if column in line else "" for column in columns))
+    if lines:
+        Console().print(made)

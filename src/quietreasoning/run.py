@@ -73,9 +73,9 @@ def train_run(resolved: Resolved, *, resume: bool = False, dry_run: bool = False
             settings = config.model_dump(mode="json")
             return Sinks.open(config.track, folder, resume_step=step, settings=settings, main=machine.main)
 
-        summary = run_stages(plans, folder, open_sinks, stop, seed=config.seed, machine=machine, run_info=info)
+        done = run_stages(plans, folder, open_sinks, stop, seed=config.seed, machine=machine, run_info=info)
         if machine.main:
-            for path in summary.method.export(folder):
+            for path in done.method.export(folder):
                 print(f"wrote {path}", file=sys.stderr)
     return 0
 

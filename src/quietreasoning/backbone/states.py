@@ -7,7 +7,7 @@ and the state before the norm is nowhere. Shapes: B rows, T positions, D width, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
@@ -71,6 +71,39 @@ def watch(model: nn.Module, layers: Sequence[Layer], stop: bool = False) -> Iter
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def rewriting(model: nn.Module, layer: Layer, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside the block every forward of `model` goes on with `change(state)` in place of this layer's state.
+
+    change: [B, T, D] -> the same shape and precision.
+    """
+    blocks = blocks_of(model)
+    depth = _depth(layer, len(blocks))
+
+    def on_entry(block, args, kwargs):
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
+
+    def on_exit(block, args, output):
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    def on_end(base, args, output):
+        output.last_hidden_state = change(output.last_hidden_state)
+        return output
+
+    if depth == 0:
+        handle = blocks[0].register_forward_pre_hook(on_entry, with_kwargs=True)
+    elif depth <= len(blocks):
+        handle = blocks[depth - 1].register_forward_hook(on_exit)
+    else:
+        handle = model.get_decoder().register_forward_hook(on_end)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def blocks_of(model: nn.Module) -> nn.ModuleList:

@@ -38,7 +38,8 @@ class Report:
     (per example), batch (rows in the batches timed), by_steps {number of steps: [correct, n]}, groups {name
     the task gave: [accuracy, n]}.
     Kind "text": n windows; correct and accuracy are about next tokens, low and high bootstrapped; further
-    tokens (those predicted), nll (mean a token), perplexity, perplexity_low, perplexity_high. No outcomes.
+    tokens (those predicted), nll (mean a token), perplexity, perplexity_low, perplexity_high; and figures
+    {name: value} of a method that answers nothing. No outcomes.
     outcomes: arm name -> one "0" or "1" an item, in the order of `items`, for paired tests.
     """
 

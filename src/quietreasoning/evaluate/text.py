@@ -1,9 +1,11 @@
-"""`evaluate_text(arms, windows, ...) -> Report`: how well a method predicts running text.
+"""`evaluate_text(arms, windows, ...) -> Report`: how well a method predicts running text, or what else it
+measures.
 
 The training step itself is asked, in eval mode and without gradients: its term "lm" is the summed
 negative log-likelihood of the tokens that its unit "token" counts, its metric "token_accuracy" how
 many of them it ranks first. Windows are read in runs of neighbours, and the intervals resample runs,
-so that windows of one document may be alike.
+so that windows of one document may be alike. A method that answers nothing is read in the same way, on rows
+of any kind; whatever its forward measures beside goes into `figures`.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def evaluate_text(
     if not arms or not windows:
         raise UserError(f"task {task}: {len(arms)} arms and {len(windows)} windows leave nothing to evaluate")
     for arm in arms:
-        if not arm.method.reads_text:
+        if arm.method.answers and not arm.method.reads_text:
             raise UserError(f"task {task} is running text, which {arm.label} does not read; leave it out")
     size = min(config.batch_size, -(-len(windows) // RUNS))
     rows: list[Row] = []
@@ -67,22 +69,27 @@ def evaluate_text(
 
     for arm in arms:
         sums: list[tuple[float, float, float]] = []
+        measured: dict[str, np.ndarray] = {}
         began = time.perf_counter()
         with in_eval_mode(arm.method), torch.no_grad():
             for first in range(0, len(windows), size):
                 if stop():
                     raise Stopped(report(complete=False))
                 run = windows[first : first + size]
-                sums.append(_read(arm, batch(run)))
+                found, others = _read(arm, batch(run))
+                sums.append(found)
+                measured |= {name: measured.get(name, 0) + pair for name, pair in others.items()}
                 progress(arm.name, first + len(run), len(windows))
         milliseconds = (time.perf_counter() - began) * 1000 / len(windows)
-        found = {"task": task, "split": config.split, "method": arm.label, "seed": seed, "n": len(windows)}
-        rows.append(found | _figures(np.array(sums), config.seed) | _costs(milliseconds, size))
+        about = {"task": task, "split": config.split, "method": arm.label, "seed": seed, "n": len(windows)}
+        rows.append(about | _figures(np.array(sums), config.seed) | _costs(milliseconds, size))
+        if measured:
+            rows[-1]["figures"] = {name: total / count for name, (total, count) in measured.items() if count}
     return report(complete=True)
 
 
-def _read(arm: Arm, batch: Batch) -> tuple[float, float, float]:
-    """(summed negative log-likelihood, hits, tokens) of one batch."""
+def _read(arm: Arm, batch: Batch) -> tuple[tuple[float, float, float], dict[str, np.ndarray]]:
+    """(summed negative log-likelihood, hits, tokens) of one batch; (sum, count) of what else was measured."""
     batch = batch.to(device_of(arm.method))
     tokens = arm.method.units(batch).get("token", 0)
     output = arm.method(batch)
@@ -93,7 +100,10 @@ def _read(arm: Arm, batch: Batch) -> tuple[float, float, float]:
     hits, counted = output.metrics["token_accuracy"]
     if int(counted) != tokens:
         raise ValueError(f"{arm.label}: token_accuracy counts {int(counted)} tokens, units {tokens}")
-    return float(output.terms["lm"].total), float(hits), tokens
+    others = {} if arm.method.answers else output.metrics
+    pairs = {name: np.array([float(part) for part in pair]) for name, pair in others.items()}
+    pairs.pop("token_accuracy", None)
+    return (float(output.terms["lm"].total), float(hits), tokens), pairs
 
 
 def _figures(sums: np.ndarray, seed: int) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def stages() -> dict[str, dict]:
 
 
 STAGES = stages()
+SMALL = {"compressor": {"d_compressed": 8, "widths": [2, 4]}}  # method -> what the small width asks for
 SCRATCH = {"layers": 1, "width": 32, "heads": 2, "context": 1024}
 WORKSPACE = {
     "preset": "tiny",
@@ -116,7 +117,8 @@ def test_a_stage_is_healthy(name, encoded):
     backbone = load_backbone(validate(BackboneConfig, shape), len(encoder.tokenizer))
     if stage["method"].get("int8"):  # what is frozen here was written by an earlier stage
         torch.nn.init.normal_(backbone.model.model.table.values)
-    method = method_class(backbone, validate(method_class.Config, stage["method"]), encoder.markers())
+    settings = stage["method"] | SMALL.get(stage["method"]["name"], {})
+    method = method_class(backbone, validate(method_class.Config, settings), encoder.markers())
     train = validate(TrainConfig, stage["train"])
     optim = validate(OptimConfig, stage["optim"]) if train.steps != 0 else None
     diagnosis = examine(method, batch, label=name, optim=optim, enable=train.enable)

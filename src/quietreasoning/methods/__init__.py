@@ -1,8 +1,10 @@
 """Every way to reason, by name."""
 
 from quietreasoning.contract import Method
+from quietreasoning.methods.compressor import StateCompressor
 from quietreasoning.methods.continuous import Continuous
 from quietreasoning.methods.cot import ChainOfThought
+from quietreasoning.methods.lm import LanguageModel
 from quietreasoning.methods.pause import Pause
 from quietreasoning.methods.plain import Plain
 from quietreasoning.methods.slots import Slots
@@ -15,4 +17,6 @@ METHODS: dict[str, type[Method]] = {
     "continuous": Continuous,
     "slots": Slots,
     "workspace": Workspace,
+    "compressor": StateCompressor,
+    "lm": LanguageModel,
 }

@@ -31,6 +31,8 @@ VARIANTS = [
     ("slots", {"loops": 2, "weights": {"answer": 0}}),
     ("slots", {"loops": 2, "supervise": "all", "attend": "full"}),
     ("slots", {"blocks": 3, "width": 2, "loops": 2, "target": "step"}),
+    ("lm", {}),
+    ("compressor", {"kind": "tied", "d_compressed": 8}),
 ]
 
 

@@ -203,7 +203,8 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, content: Tensors | Mapping[str, Any]) -> None:
     if isinstance(content, Tensors):
-        save_file(dict(content.tensors), path, dict(content.metadata))
+        # an empty metadata beside no tensors is written as a header that cannot be read
+        save_file(dict(content.tensors), path, dict(content.metadata) or None)
     else:
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     _sync(path)

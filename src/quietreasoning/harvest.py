@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from quietreasoning.backbone import BackboneConfig, load_backbone
+from quietreasoning.backbone.sampling import sample
 from quietreasoning.backbone.states import PRE_NORM, read_states
 from quietreasoning.backbone.weights import named_identity, weights_identity
 from quietreasoning.build import open_run
@@ -26,7 +27,7 @@ from quietreasoning.data.example import Example
 from quietreasoning.data.pairs.folder import settle, write_summary
 from quietreasoning.data.pairs.keys import Item, Problem
 from quietreasoning.data.pairs.problems import Dataset, draw_problems, open_datasets
-from quietreasoning.data.pairs.roll import Roller, RollSettings
+from quietreasoning.data.pairs.roll import Roller, RollSettings, Sampler
 from quietreasoning.data.pairs.shards import DTYPES, write_shard, writing
 from quietreasoning.data.pairs.sources import ChatSource, RunSource, Source
 from quietreasoning.data.pairs.work import Work, Write
@@ -82,11 +83,16 @@ class Opened:
 
 
 def harvest(
-    request: Request, *, rank: int = 0, ranks: int = 1, write: Write = write_shard, **roller: Any
+    request: Request,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    write: Write = write_shard,
+    sampler: Sampler = sample,
 ) -> dict[str, Any]:
     """Make this rank's rollouts of what is not there yet; the summary of the whole folder.
 
-    write, roller: how shards are written and tokens sampled, for tests that break them.
+    write, sampler: how shards are written and tokens drawn.
     """
     check(request)
     stop = StopFlag()
@@ -103,6 +109,8 @@ def harvest(
         )
         settings = roll_settings(request, opened)
         problems = draw_problems(datasets, request.num_samples)
+        roll = Roller(opened.source, settings, judge, sampler)
+        refuse_too_long(roll, problems)
         identity = weights_identity(opened.source.backbone)
         with writing(request.out, rank, ranks):
             settle(
@@ -110,8 +118,6 @@ def harvest(
                 recorded(request, opened, datasets, settings, identity),
                 {"model": identity | {"path": opened.path}, "num_samples": request.num_samples},
             )
-            roll = Roller(opened.source, settings, judge, **roller)
-            refuse_too_long(roll, problems)
             items = [Item(problem, n) for problem in problems for n in range(request.samples_per_problem)]
             work = Work(request.out, roll, stop, rank, ranks, write)
             work.through(items, request.batch_size, request.checkpoint_every)

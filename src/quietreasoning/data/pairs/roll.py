@@ -25,6 +25,7 @@ from quietreasoning.data.pairs.sources import Places, Prompt, Source
 from quietreasoning.data.tasks.jsonl import result_of
 
 Judge = Callable[[str, Example, str], bool]  # (answer, example, scorer): is it right?
+Sampler = Callable[..., list[list[int]]]  # as backbone.sampling.sample
 IN_META = ("tests", "cases", "code_prefix", "entry_point", "answers")  # what scorers read
 
 
@@ -44,10 +45,10 @@ class RollSettings:
 
 
 class Roller:
-    """Makes rollouts of a source. `judge` decides what is right; `write` is the sampler."""
+    """Makes rollouts of a source. `judge` decides what is right, `sampler` draws tokens."""
 
-    def __init__(self, source: Source, settings: RollSettings, judge: Judge, write=sample):
-        self.source, self.settings, self.judge, self._write = source, settings, judge, write
+    def __init__(self, source: Source, settings: RollSettings, judge: Judge, sampler: Sampler = sample):
+        self.source, self.settings, self.judge, self._sampler = source, settings, judge, sampler
 
     def __call__(self, items: Sequence[Item]) -> list[Rollout]:
         """One rollout an item. A batch that does not fit in memory is halved and asked again; an item that
@@ -86,7 +87,7 @@ class Roller:
         prompt_BP = pad_left([prompt.ids for _, prompt in batch]).to(device)
         states = backbone(prompt_BP, role_of(prompt_BP, Role.PROMPT), keep=True)
         numbers = [torch.from_numpy(uniforms(s.seed, item, s.max_new_tokens)) for item, _ in batch]
-        return self._write(
+        return self._sampler(
             backbone,
             states.past,
             last_hidden(states),

@@ -8,6 +8,7 @@ whose chat template knows thinking: `<think>` and `</think>`, or markers of othe
 from __future__ import annotations
 
 import hashlib
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,11 @@ INSTRUCTIONS = {
     "": 'End with "#### " and the answer alone.',
 }
 MARK = "####"
+CURE = (
+    "Give a model whose template thinks, name other markers with --open and --close, or give a run folder of "
+    "method cot."
+)
+CLOCK = re.compile(r"""strftime_now\(\s*(["'])([^"']*)\1\s*\)""")
 PROBES = ("0", "x")  # what two prompts share before these, all share
 
 
@@ -134,32 +140,32 @@ class ChatSource:
         self.backbone, self.tokenizer, self.name = backbone, tokenizer, name
         self.today, self.system, self.instruction = today, system, instruction
         self.opened, self.closed = opened, closed
+        self._refuse_without_template()
+        self.template = pinned(tokenizer.chat_template, today, name)
         self._refuse_without_thinking()
         ids = [tuple(self._ids(text)) for text in (opened, closed)]
         self.markers = Markers(*ids, tokenizer.eos_token_id)
         self._probes = [self._ids(self._render(text)) for text in PROBES]
 
-    def _refuse_without_thinking(self) -> None:
+    def _refuse_without_template(self) -> None:
         template = self.tokenizer.chat_template
-        cure = (
-            "Give a model whose template thinks, name other markers with --open and --close, or give a run "
-            "folder of method cot."
-        )
         if not isinstance(template, str) or not template:
-            raise UserError(f"model {self.name} has no chat template, so nobody can ask it to think. {cure}")
+            raise UserError(f"model {self.name} has no chat template, so nobody can ask it to think. {CURE}")
         if self.closed not in template:
             raise UserError(
                 f"model {self.name}: its chat template says nothing of {self.closed!r}; it does not think "
-                f"aloud. {cure}"
+                f"aloud. {CURE}"
             )
+
+    def _refuse_without_thinking(self) -> None:
         for marker in (self.opened, self.closed):
             ids = self._ids(marker)
             if not ids or self.tokenizer.unk_token_id in ids:
-                raise UserError(f"model {self.name}: its tokenizer has no tokens for {marker!r}. {cure}")
+                raise UserError(f"model {self.name}: its tokenizer has no tokens for {marker!r}. {CURE}")
         if self.closed in self._header("1 + 1"):
             raise UserError(
                 f"model {self.name}: its chat template closes the thinking itself, before the model's turn. "
-                f"{cure}"
+                f"{CURE}"
             )
 
     def prompt(self, example: Example, scorer: str) -> Prompt:
@@ -205,7 +211,7 @@ class ChatSource:
             tokenize=False,
             add_generation_prompt=turn,
             enable_thinking=True,
-            strftime_now=self.today.strftime,  # in place of the clock that templates may ask
+            chat_template=self.template,
             date_string=self.today.strftime("%d %b %Y"),
         )
 
@@ -225,6 +231,17 @@ def common(*rows: Sequence[int]) -> int:
     """How many first tokens all rows share."""
     columns = enumerate(zip(*rows, strict=False))
     return next((i for i, column in columns if len(set(column)) > 1), min(map(len, rows)))
+
+
+def pinned(template: str, today: date, name: str) -> str:
+    """The template with the day in place of each question to the clock; UserError where one hides."""
+    fixed = CLOCK.sub(lambda call: repr(today.strftime(call[2])), template)
+    if "strftime_now(" in fixed or "strftime_now (" in fixed:
+        raise UserError(
+            f"model {name}: its chat template asks the clock in a way that cannot be pinned, so tomorrow's "
+            "prompts would be others. Write the format out in its chat_template.jinja."
+        )
+    return fixed
 
 
 def find_all(ids: Sequence[int], marker: Sequence[int], start: int = 0) -> list[int]:

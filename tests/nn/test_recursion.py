@@ -310,6 +310,35 @@ def test_nothing_is_done_at_first():
     torch.testing.assert_close(reasoner(given, reasoner.begin(given)).halt_B, torch.full((B,), -5.0))
 
 
+@every_kind
+def test_without_latent_steps_it_is_one_plain_network_that_sees_x(kind):
+    reasoner = made(latent_steps=0, rounds=1, **kind)
+    given = reasoner.prepare(*contexts())
+    start = reasoner.begin(given)
+    done = reasoner(given, start)
+    plain = reasoner.norm_y(reasoner.network(given.x_BPD + start.y_BPD + start.z_BPD, given))
+    torch.testing.assert_close(done.carry.y_BPD, plain.detach())
+    assert torch.equal(done.carry.z_BPD, start.z_BPD) and reasoner.config.evaluations == 1
+    slopes = gradients(reasoner, done.output_BPO.square().sum() + done.halt_B.sum())
+    assert all(slope.any() for slope in slopes.values())
+
+
+def test_what_happens_between_steps_happens_to_the_rows_still_going():
+    reasoner, context, valid = halting()
+    given, seen = reasoner.prepare(context, valid), []
+
+    def wipe(carry):
+        seen.append(len(carry.y_BPD))
+        return Carry(*(torch.zeros_like(state) for state in carry))
+
+    answer = think(reasoner, given, steps=3, between=wipe)
+    assert len(seen) == int(answer.steps_B.max()) - 1
+    wiped = reasoner(given, wipe(reasoner.begin(given)))
+    late = answer.steps_B > 1
+    torch.testing.assert_close(answer.output_BPO[late], wiped.output_BPO[late].detach())
+    assert not torch.allclose(answer.output_BPO[late], think(reasoner, given, steps=3).output_BPO[late])
+
+
 # Halting: rows leave when they are done.
 
 
@@ -402,7 +431,8 @@ def test_impossible_halting_is_refused(options, said):
         ({"mixer": "conv"}, r"mixer='conv'.*attention or mlp"),
         ({"start": "zero"}, r"start='zero'.*fixed or learned"),
         ({"width": 0}, "width=0 must be at least 1"),
-        ({"latent_steps": 0}, "latent_steps=0 must be at least 1"),
+        ({"latent_steps": -1}, "latent_steps=-1 must be at least 0"),
+        ({"layers": 0}, "layers=0 must be at least 1"),
         ({"slots": 0, "mode": "slots"}, "slots=0 must be at least 1"),
         ({"slots": -1}, "slots=-1 must be at least 0"),
         ({"heads": 3}, r"width=8.*multiple of heads=3"),

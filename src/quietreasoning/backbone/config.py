@@ -12,8 +12,8 @@ from quietreasoning.config import Settings
 class ScratchConfig(Settings):
     """A Llama-shaped model with fresh weights."""
 
-    layers: int = Field(2, ge=1)
-    """Transformer blocks."""
+    layers: int = Field(2, ge=0)
+    """Transformer blocks; 0: embeddings and head alone, for a method that thinks by itself."""
     width: int = Field(128, ge=8)
     """Width of the residual stream."""
     heads: int = Field(4, ge=1)

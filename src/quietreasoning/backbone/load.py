@@ -41,6 +41,7 @@ def load_backbone(config: BackboneConfig, vocab_size: int) -> Backbone:
         model = AutoModelForCausalLM.from_config(
             _scratch_shape(config.scratch, vocab_size), dtype=dtype, attn_implementation=config.attention
         )
+        _drop_idle_norm(model)
         identity = {"scratch": config.scratch.model_dump_json()}
     else:
         model = _load_pretrained(config, dtype)
@@ -66,6 +67,7 @@ def meta_backbone(config: BackboneConfig, vocab_size: int) -> Backbone:
         shape = _read_shape(config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape, attn_implementation=config.attention)
+        _drop_idle_norm(model)
         return Backbone(_tuned(model, config), config, {"path": config.path} if config.path else {})
 
 
@@ -114,6 +116,12 @@ def _scratch_shape(shape: ScratchConfig, vocab_size: int) -> LlamaConfig:
         initializer_range=shape.init_std,
         attention_dropout=0.0,
     )
+
+
+def _drop_idle_norm(model: nn.Module) -> None:
+    """Embeddings and head alone: without blocks the final norm would be a weight that nobody asks for."""
+    if model.config.num_hidden_layers == 0:
+        model.get_decoder().norm = nn.Identity()
 
 
 def _read_shape(config: BackboneConfig, key: str = "backbone.path"):

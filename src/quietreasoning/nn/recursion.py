@@ -13,7 +13,7 @@ slots: only the slots are updated, P = K; they read the context, which stays as 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,65 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quietreasoning.nn.recursion_blocks import STYLES, Given, Layer, Network, turns
+from quietreasoning.nn.recursion_config import RecursionConfig
 
 HALT_BIAS = -5.0  # the halting head starts sure that no row is done
-CHOICES = {
-    "mode": ("full", "slots"),
-    "style": tuple(STYLES),
-    "mixer": ("attention", "mlp"),
-    "start": ("fixed", "learned"),
-}
-
-
-@dataclass(frozen=True)
-class RecursionConfig:
-    """Sizes of a reasoner. ValueError where they do not fit together."""
-
-    context_width: int  # W
-    width: int  # D
-    outputs: int  # O: a vocabulary, or the width of a state to predict
-    slots: int = 1  # K; in mode full 0 is allowed: every context position then has its own answer
-    layers: int = 2
-    heads: int = 4
-    latent_steps: int = 6  # n
-    rounds: int = 3  # T
-    mode: str = "full"
-    style: str = "paper"
-    mixer: str = "attention"
-    context: int | None = None  # longest context; needed where a net mixes its positions (full, mlp)
-    start: str = "fixed"  # y and z before the first step: random numbers of variance 1, or learned
-    rope: bool = True  # without it attention sees no order of the context
-    rope_base: float = 1e4
-    expansion: float = 4.0
-    eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        for key, choices in CHOICES.items():
-            if getattr(self, key) not in choices:
-                raise ValueError(f"{key}={getattr(self, key)!r} is unknown; choose {' or '.join(choices)}")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name == "slots" and self.mode == "full" else 1
-            if field.type == "int" and value < least:
-                raise ValueError(f"{field.name}={value} must be at least {least}")
-            if field.type == "float" and value <= 0:
-                raise ValueError(f"{field.name}={value} must be above 0")
-        if self.width % self.heads:
-            raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}; change either")
-        if self.rope and self.width // self.heads % 2:
-            raise ValueError(f"width={self.width} over heads={self.heads} is odd: use another, or rope=False")
-        if self.mode == "full" and self.mixer == "mlp" and not self.context:
-            raise ValueError(f"context={self.context}: mixer=mlp in mode=full needs the longest context")
-        if self.start == "learned" and self.rounds > 1:
-            raise ValueError(
-                f"start=learned with rounds={self.rounds} would never learn: only the last round has a "
-                "gradient; use start=fixed, or rounds=1"
-            )
-
-    @property
-    def evaluations(self) -> int:
-        """Evaluations of the network in one supervision step, T (n + 1)."""
-        return self.rounds * (self.latent_steps + 1)
 
 
 class Carry(NamedTuple):
@@ -134,7 +78,8 @@ class Reasoner(nn.Module):
         style, reads = STYLES[c.style], c.mode == "slots"
         positions = None if c.mixer == "attention" else c.slots + (0 if reads else c.context)
         self.enter = nn.Linear(c.context_width, c.width, bias=style.bias)
-        self.slots_KD = nn.Parameter(torch.empty(c.slots, c.width))  # distinct rows: symmetry is broken
+        # distinct rows: symmetry is broken
+        self.slots_KD = nn.Parameter(torch.empty(c.slots, c.width)) if c.slots else None
         self.network = Network(
             [
                 Layer(style, c.width, c.heads, c.expansion, c.eps, positions=positions, reads=reads)
@@ -142,7 +87,8 @@ class Reasoner(nn.Module):
             ]
         )
         self.norm_y = nn.RMSNorm(c.width, eps=c.eps, elementwise_affine=style.gain)
-        self.norm_z = nn.RMSNorm(c.width, eps=c.eps, elementwise_affine=style.gain)
+        gain_z = style.gain and c.latent_steps > 0  # without latent steps nothing learns it
+        self.norm_z = nn.RMSNorm(c.width, eps=c.eps, elementwise_affine=gain_z)
         if c.start == "learned":
             self.start_2D = nn.Parameter(torch.empty(2, c.width))
         else:
@@ -160,7 +106,8 @@ class Reasoner(nn.Module):
                     nn.init.zeros_(module.bias)
             elif module is not self and hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-        nn.init.normal_(self.slots_KD)
+        if self.slots_KD is not None:
+            nn.init.normal_(self.slots_KD)
         nn.init.normal_(self.start_2D)
         nn.init.zeros_(self.halt.weight)
         nn.init.constant_(self.halt.bias, HALT_BIAS)
@@ -181,7 +128,9 @@ class Reasoner(nn.Module):
         if valid_BL is not None:
             context_BLW = context_BLW.masked_fill(~valid_BL[..., None], 0.0)
         context_BLD = self._unit(self.enter(context_BLW))
-        slots_BKD = self._unit(self._unit(self.slots_KD) + _last(context_BLD, valid_BL))
+        slots_BKD = context_BLD[:, :0]
+        if self.slots_KD is not None:
+            slots_BKD = self._unit(self._unit(self.slots_KD) + _last(context_BLD, valid_BL))
         at_BL, at_BK = self._places(context_BLD, valid_BL)
         if c.mode == "slots":
             rope = self._turns(at_BL)
@@ -210,8 +159,11 @@ class Reasoner(nn.Module):
         return Thought(Carry(y_BPD.detach(), z_BPD.detach()), self.head(y_BPD), halt_B)
 
     def round(self, given: Given, carry: Carry) -> Carry:
-        """n latent steps and one answer step, which sees neither x nor the context."""
+        """n latent steps and one answer step, which sees neither x nor the context; where it is all there is,
+        it sees both, and this is a plain network of as many layers."""
         y_BPD, z_BPD = carry
+        if not self.config.latent_steps:
+            return Carry(self.norm_y(self.network(z_BPD + y_BPD + given.x_BPD, given)), z_BPD)
         for _ in range(self.config.latent_steps):
             z_BPD = self.norm_z(self.network(z_BPD + y_BPD + given.x_BPD, given))
         return Carry(self.norm_y(self.network(z_BPD + y_BPD, given._replace(context=()))), z_BPD)
@@ -262,10 +214,19 @@ class Answer(NamedTuple):
 
 
 @torch.no_grad()
-def think(reasoner: Reasoner, given: Given, *, steps: int, cut: float | None = 0.5, least: int = 1) -> Answer:
+def think(
+    reasoner: Reasoner,
+    given: Given,
+    *,
+    steps: int,
+    cut: float | None = 0.5,
+    least: int = 1,
+    between: Callable[[Carry], Carry] | None = None,
+) -> Answer:
     """Supervision steps until a row's halting probability passes `cut`, at most `steps`, at least `least`.
 
     A row that is done leaves the batch: only the rows still going are computed. cut=None computes every step.
+    between: what becomes of the states of the rows still going between two steps, for experiments.
     """
     if steps < 1 or not 1 <= least <= steps:
         raise ValueError(f"steps={steps}, least={least}: give 1 <= least <= steps")
@@ -293,6 +254,7 @@ def think(reasoner: Reasoner, given: Given, *, steps: int, cut: float | None = 0
         if len(ended_R):
             left_R = (~stops_R).nonzero()[:, 0]
             given, carry = given.rows(left_R), carry.rows(left_R)
+        carry = carry if between is None else between(carry)
     return Answer(outputs, steps_B, halts)
 
 

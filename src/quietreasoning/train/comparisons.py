@@ -133,6 +133,8 @@ def sums(exam: Exam, batch: Batch, base: Reading) -> None:
 def unit_changes(exam: Exam, batch: Batch) -> None:
     """`units`: a count moves with the batch exactly when the states that the gradient reaches do."""
     base, base_reached = _reached(exam, batch)
+    if not any(base_reached.values()):
+        return  # no pass of the backbone to count in
     for lacking, other_batch in probes.shortened(batch).items():
         other, reached = _reached(exam, other_batch)
         for name, term in base.output.terms.items():

@@ -7,7 +7,7 @@ from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config, SmolLM3Config
 
 from quietreasoning.backbone import Backbone, BackboneConfig, load_backbone, role_of
-from quietreasoning.backbone.states import read_states, watch
+from quietreasoning.backbone.states import read_states, rewriting, watch
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Role
 
@@ -151,3 +151,17 @@ def test_a_workspace_model_is_refused_because_its_blocks_run_chunk_by_chunk():
     workspace = load_backbone(BackboneConfig(workspace={"preset": "tiny"}), VOCAB)
     with pytest.raises(UserError, match="Choose a decoder such as Llama"):
         read(workspace, random_ids(), (1,))
+
+
+@pytest.mark.parametrize("layer", ALL)
+@torch.no_grad()
+def test_a_rewritten_state_is_what_the_rest_of_the_model_reads(backbone, layer):
+    """Put back as it was it changes nothing; taken from other ids it gives their final states."""
+    ids_BT, other_BT = random_ids(), random_ids(seed=1)
+    role_BT = role_of(ids_BT, Role.PROMPT)
+    other = read(backbone, other_BT)
+    with rewriting(backbone.model, layer, lambda state: state.clone()):
+        close(backbone(ids_BT, role_BT).hidden_BTD, read(backbone, ids_BT)["last"])
+    with rewriting(backbone.model, layer, lambda state: other[layer]):
+        close(backbone(ids_BT, role_BT).hidden_BTD, other["last"])
+    close(backbone(ids_BT, role_BT).hidden_BTD, read(backbone, ids_BT)["last"])

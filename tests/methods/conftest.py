@@ -1,9 +1,14 @@
 """A tiny backbone for what methods do with tokens."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from quietreasoning.backbone import BackboneConfig, ScratchConfig, load_backbone
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

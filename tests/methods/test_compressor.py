@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from whole_rows import MARKERS, WIDTH, small_model, solutions, text
 
-from quietreasoning.backbone import BackboneConfig, ScratchConfig, load_backbone
 from quietreasoning.backbone.compressor_file import load_compressor, read_origin
 from quietreasoning.backbone.states import read_states
 from quietreasoning.config import UserError
-from quietreasoning.contract import IGNORE, Batch, Markers
+from quietreasoning.contract import IGNORE, Batch
 from quietreasoning.methods.compressor import StateCompressor
 from quietreasoning.methods.whole import whole
 from quietreasoning.nn.compressor import fisher_metric, metric_pca, pca
@@ -21,15 +21,10 @@ from quietreasoning.train.settings import TrainConfig
 from quietreasoning.train.state import TrainState
 from quietreasoning.validation import validate
 
-VOCAB, WIDTH = 40, 16
-MARKERS = Markers((37, 38), 39)
-
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    shape = ScratchConfig(layers=2, width=WIDTH, heads=2, mlp=16, context=64, init_std=0.4)
-    return load_backbone(BackboneConfig(scratch=shape), VOCAB)
+    return small_model()
 
 
 def made(model, before=None, **settings) -> StateCompressor:
@@ -43,27 +38,6 @@ def made(model, before=None, **settings) -> StateCompressor:
             for name in own.keys() & given.keys():
                 own[name].copy_(given[name])
     return method.train()
-
-
-def text(rows: int, seed: int = 0) -> Batch:
-    """Rows of 4 to 11 tokens."""
-    draw = torch.Generator().manual_seed(seed)
-    prompt_BP = torch.randint(0, 36, (rows, 11), generator=draw)
-    for row in range(rows):
-        prompt_BP[row, : row % 8] = IGNORE
-    none = torch.full((rows, 0), IGNORE)
-    return Batch(
-        torch.arange(rows), prompt_BP, none[..., None], none[..., None], none, torch.full((rows,), IGNORE)
-    )
-
-
-def solutions(rows: int, seed: int = 0) -> Batch:
-    """Questions, of which every third has no steps."""
-    draw = torch.Generator().manual_seed(seed)
-    steps_BKS = torch.randint(0, 36, (rows, 2, 3), generator=draw)
-    steps_BKS[::3] = IGNORE
-    answer_BA = torch.randint(0, 36, (rows, 2), generator=draw)
-    return replace(text(rows, seed), steps_BKS=steps_BKS, results_BKR=steps_BKS, answer_BA=answer_BA)
 
 
 def states_of(model, batch: Batch, layer="last", skip=1) -> torch.Tensor:

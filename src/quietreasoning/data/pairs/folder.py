@@ -108,6 +108,7 @@ def damaged(path: Path) -> UserError:
 
 def kept_rows(folder: Path) -> list[Row]:
     """The rows that have states; UserError where there is none."""
+    read_config(folder)  # or this is no such folder
     rows = read_rows(folder)
     kept = [row for row in rows if row["kept"]]
     if not rows:

@@ -37,7 +37,11 @@ def test_commands_in_the_docs_parse(page, line):
     if words[0].startswith("-"):
         return
     assert words[0] in root.commands, f"{page}: no command {words[0]}"
-    command = root.commands[words[0]]
+    command, words = root.commands[words[0]], list(words)
+    if hasattr(command, "commands"):
+        words.pop(0)
+        assert words[0] in command.commands, f"{page}: no command {words[0]}"
+        command = command.commands[words[0]]
     arguments = [word for word in words[1:] if word not in ("...", "[...]")]
     context = command.make_context(words[0], arguments, resilient_parsing=False)
     recipe = context.params.get("recipe")

@@ -194,7 +194,8 @@ def closed_forms(judge: Judge, rows: Rows, widths: Sequence[int], ridge: float) 
 
 
 def table(found: dict[str, list[Found]], tokens: dict[str, list[int]], widths: Sequence[int]) -> None:
-    """Mean over seeds with Student's interval; `+` where better than the trained map of its kind, or `=`."""
+    """Mean over seeds with Student's interval, and whether it is better than the trained map without and with
+    a mean: `+`, `-` or `=` for each."""
     for name, read in tokens.items():
         print(
             f"{name:<30} {min(read):,} tokens"
@@ -206,11 +207,12 @@ def table(found: dict[str, list[Found]], tokens: dict[str, list[int]], widths: S
             cells = []
             for width in widths:
                 values = [seed[width][measure] for seed in seeds]
-                rival = [seed[width][measure] for seed in found["trained, centred"]]
-                if name in ("trained", "pca"):
-                    rival = [seed[width][measure] for seed in found["trained"]]
-                gain = sign * (sum(values) / len(values) - sum(rival) / len(rival))
-                cells.append(f"{shown(values, 4)} {'+' if gain > 0 else '-' if gain < 0 else '='}")
+                marks = ""
+                for rival in ("trained", "trained, centred"):
+                    theirs = [seed[width][measure] for seed in found[rival]]
+                    gain = sign * (sum(values) / len(values) - sum(theirs) / len(theirs))
+                    marks += "+" if gain > 0 else "-" if gain < 0 else "="
+                cells.append(f"{shown(values, 4)} {marks}")
             print(f"{name:<30} " + " ".join(f"{cell:>28}" for cell in cells))
 
 

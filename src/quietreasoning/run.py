@@ -31,6 +31,7 @@ from quietreasoning.contract import Method
 from quietreasoning.data.config import build_task
 from quietreasoning.data.tokenizers import save_tokenizer
 from quietreasoning.layers import SECTIONS, diff
+from quietreasoning.methods import METHODS
 from quietreasoning.planning import estimate
 from quietreasoning.proof import prove, quick_rows
 from quietreasoning.report.build import report
@@ -245,7 +246,8 @@ def commit() -> str | None:
 def next_commands(folder: Path) -> str:
     """What to do with a finished run."""
     name = shlex.quote(str(folder))
-    return f"next: quiet eval {name} ; quiet report {name} ; quiet chat {name}"
+    chat = f" ; quiet chat {name}" if METHODS[read_config(folder).stages[-1].method.name].answers else ""
+    return f"next: quiet eval {name} ; quiet report {name}{chat}"
 
 
 def evaluate_run(run: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:

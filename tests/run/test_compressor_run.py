@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from quietreasoning.backbone.compressor_file import load_compressor, read_origin
-from quietreasoning.run import evaluate_run, open_run, resolve, train_run
+from quietreasoning.run import evaluate_run, next_commands, open_run, resolve, train_run
 from quietreasoning.track import read_log
 
 SMALL = [
@@ -59,3 +59,7 @@ def test_log_and_evaluation_hold_the_figures_of_every_width(run, capsys):
             assert value == pytest.approx(logged[-1][f"eval/pointer/compressor/last/{width}/{measure}"])
             assert f"{value:.4f}" in shown
     assert row["figures"]["last/6/centred_r2"] > row["figures"]["last/2/centred_r2"]
+
+
+def test_chat_is_not_offered_for_a_method_that_answers_nothing(run):
+    assert "chat" not in next_commands(run.out) and "quiet eval" in next_commands(run.out)

@@ -14,6 +14,7 @@ from quietreasoning.methods import METHODS
 from quietreasoning.methods.grpo import condition, draw, exactly, log_probs, uniforms
 from quietreasoning.methods.grpo_levels import LEVELS, Levels
 from quietreasoning.optim.settings import OptimConfig
+from quietreasoning.train.doctor import examine
 from quietreasoning.train.loop import train
 from quietreasoning.train.settings import TrainConfig
 from quietreasoning.train.snapshot import load_state, load_weights, save_state
@@ -405,3 +406,13 @@ def test_without_a_reward_nothing_is_built():
         method = METHODS[kind](tiny(), METHODS[kind].Config(**settings), MARKERS)
         assert method.policy is None and not any("policy" in name for name in method.state_dict())
         assert method.term_weights == method.config.weights.model_dump()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_doctor_finds_nothing(kind):
+    """Where some answers are right; where none is, the terms are slack."""
+    method = make(kind, kl=0.1)
+    told = examine(method, batch_of())
+    assert told.healthy and told.terms[0].gradient_norm > 0, [str(finding) for finding in told.findings]
+    never = examine(method, replace(batch_of(), answer_BA=torch.full((3, 3), 1)))
+    assert never.healthy and any("slack" in note for note in never.notes)

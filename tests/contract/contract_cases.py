@@ -31,6 +31,16 @@ OF_TEXT = {
 }
 EVERYTHING = OF_TEXT | {"rationale": 5, "step": 0.5, "retrieval": 1}
 
+_CELL = {"width": 16, "heads": 2, "latent_steps": 2, "rounds": 2}
+CELL, FULL = {"cell": _CELL}, {"cell": _CELL | {"mode": "full", "style": "plain"}}
+
+REWARD = {
+    "group": 32,
+    "temperature": 5,
+    "max_answer_tokens": 2,
+    "kl": 0.1,
+}  # so hot that one in 40 ends at once
+
 CASES: dict[str, tuple[str, dict]] = {
     "plain": ("plain", {}),
     "cot": ("cot", {"weights": {"answer": 0.5}}),
@@ -50,7 +60,43 @@ CASES: dict[str, tuple[str, dict]] = {
     "slots-none": ("slots", {"blocks": 0, "weights": {"step": 0}}),
     "slots-wide": ("slots", {"blocks": 2, "width": 2, "loops": 3, "target": "step", "supervise": "all"}),
     "slots-full": ("slots", {"blocks": 3, "loops": 2, "attend": "full", "repeat_last": True}),
+    "continuous-grpo": ("continuous", {"latents": 2, "reward": REWARD | {"kl": 0, "updates": 2}}),
+    "slots-grpo": ("slots", {"blocks": 2, "loops": 2, "reward": REWARD}),
+    "pause-grpo": ("pause", {"fillers": 2, "reward": REWARD | {"per_token": True, "standardise": False}}),
     "slots-steps-only": ("slots", {"blocks": 2, "loops": 3, "weights": {"answer": 0}}),
+    "recursion": ("recursion", {"blocks": 2, "steps": 2, "weights": {"step": 0.5, "halt": 0.5}, **CELL}),
+    "recursion-affine": (
+        "recursion",
+        {"blocks": 2, "steps": 3, "inject": "affine", "supervise": "last", **CELL},
+    ),
+    "recursion-chain-only": (
+        "recursion",
+        {
+            **{
+                "blocks": 2,
+                "width": 2,
+                "steps": 3,
+                "target": "step",
+                "align": "last",
+                "supervise": "reached",
+            },
+            **{"layers": (0, "last"), "repeat_last": False, "weights": {"step": 1, "answer": 0}, **CELL},
+        },
+    ),
+    "recursion-match-only": (
+        "recursion",
+        {
+            "steps": 2,
+            "halting": "above",
+            "epochs": 1,
+            "weights": {"match": 1, "halt": 0.5, "answer": 0},
+            **CELL,
+        },
+    ),
+    "recursion-near": (
+        "recursion",
+        {"steps": 2, "halting": "near", "weights": {"match": 1, "halt": 0.5}, **FULL},
+    ),
     "workspace-trunk": ("workspace", {"features": (), "z_loss": 0}),
     "workspace": ("workspace", {"z_loss": 0}),
     "workspace-static": ("workspace", {"features": ("ssm", "pkm", "adapters"), "z_loss": 0}),
@@ -62,8 +108,22 @@ CASES: dict[str, tuple[str, dict]] = {
     ),
     "workspace-inner": ("workspace", {"supervise": "inner", "weights": {"step": 1}, "z_loss": 0}),
     "workspace-teacher": ("workspace", {"teacher": "a folder", "weights": {"teacher": 0.3}, "z_loss": 0}),
+    "reasoner": ("reasoner", {"width": 16, "supervision_steps": 3, "cells": 8}),
+    "reasoner-attention": (
+        "reasoner",
+        {
+            "width": 16,
+            "heads": 2,
+            "mixer": "attention",
+            "style": "paper",
+            "rounds": 2,
+            "supervision_steps": 2,
+        },
+    ),
 }
+GRIDS = tuple(case for case in CASES if case.startswith("reasoner"))  # an answer as long as the prompt
 WORKSPACE = tuple(case for case in CASES if case.startswith("workspace"))
+REWARDED = tuple(case for case in CASES if case.endswith("-grpo"))
 NULLS = ("pause-none", "continuous-none", "slots-none", "coconut-start")
 
 
@@ -83,6 +143,7 @@ def backbone_for(
     """
     shape = {"layers": layers, "width": 32, "heads": 2, "mlp": 32, "context": 96, "init_std": 0.3, "tie": tie}
     if case not in WORKSPACE:
+        shape |= {"layers": 0} if case in GRIDS else {}
         torch.manual_seed(seed)
         return load_backbone(BackboneConfig(scratch=ScratchConfig(**shape), dtype=dtype), VOCAB)
     sizes = {
@@ -202,8 +263,27 @@ def text_of(rows: list[int]) -> Batch:
     return Batch(keys, pad(made, left=True), none[..., None], none[..., None], none, unknown_B)
 
 
+def empty_of(rows: list[int]) -> Batch:
+    """Rows whose answer ends at once, so that even a fresh model is right now and then."""
+    return replace(batch_of(rows), answer_BA=torch.full((len(rows), 1), MARKERS.eos))
+
+
+def grid_of(rows: list[int]) -> Batch:
+    """Rows whose answer has a token for every token of the prompt."""
+    batch, answers = batch_of(rows), []
+    for row in rows:
+        draw = torch.Generator().manual_seed(2000 + row)
+        ids = torch.randint(0, WORDS, (len(row_of(row)[0]),), generator=draw)
+        answers.append([*ids.tolist(), MARKERS.eos])
+    return replace(batch, answer_BA=pad(answers))
+
+
 def rows_of(case: str):
     """How a case's rows are made into a batch."""
+    if case in GRIDS:
+        return grid_of
+    if case.endswith("-grpo"):
+        return empty_of
     return text_of if case.endswith("-text") else batch_of
 
 

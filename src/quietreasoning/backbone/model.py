@@ -82,6 +82,12 @@ class Backbone(nn.Module):
         """Token embeddings [B, T, D]; IGNORE reads as token 0 and must be masked by its role."""
         return self.model.get_input_embeddings()(ids_BT.clamp(min=0))
 
+    def blend(self, weights: Tensor) -> Tensor:
+        """Embedding of a distribution over tokens, [..., V] -> [..., D]; that of a sure one is `embed`'s."""
+        table = self.model.get_input_embeddings()
+        scale = getattr(table, "embed_scale", 1.0)  # some families scale in the look-up
+        return weights.to(table.weight.dtype) @ table.weight * scale
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V]."""
         return self.model.get_output_embeddings()(hidden.to(self.model.dtype))

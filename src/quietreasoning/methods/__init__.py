@@ -7,6 +7,8 @@ from quietreasoning.methods.cot import ChainOfThought
 from quietreasoning.methods.lm import LanguageModel
 from quietreasoning.methods.pause import Pause
 from quietreasoning.methods.plain import Plain
+from quietreasoning.methods.reasoner import RecursiveReasoner
+from quietreasoning.methods.recursion import Recursion
 from quietreasoning.methods.slots import Slots
 from quietreasoning.methods.workspace import Workspace
 
@@ -17,6 +19,8 @@ METHODS: dict[str, type[Method]] = {
     "continuous": Continuous,
     "slots": Slots,
     "workspace": Workspace,
+    "recursion": Recursion,
+    "reasoner": RecursiveReasoner,
     "compressor": StateCompressor,
     "lm": LanguageModel,
 }

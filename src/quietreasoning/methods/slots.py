@@ -15,11 +15,17 @@ from torch import Tensor, nn
 
 from quietreasoning.backbone import Backbone, States, last_hidden
 from quietreasoning.config import Settings
-from quietreasoning.contract import IGNORE, Batch, Markers, Role, StepOutput, Term
+from quietreasoning.contract import Batch, Markers, Role, StepOutput, Term
 from quietreasoning.methods.latent import LatentMethod, Thoughts
 from quietreasoning.methods.rewarded import RewardedConfig
 from quietreasoning.methods.sequence import count_labels, read_prompt, score_visible, visible_part
-from quietreasoning.methods.supervision import count_targets, embedding_rms, score_slots, step_targets
+from quietreasoning.methods.supervision import (
+    count_targets,
+    due_targets,
+    embedding_rms,
+    score_slots,
+    step_targets,
+)
 from quietreasoning.nn.latents import Feedback
 
 
@@ -129,12 +135,7 @@ class Slots(LatentMethod):
         target_BJW = step_targets(
             batch, config.target, config.blocks, config.width, repeat_last=config.repeat_last
         )
-        loops = range(config.loops - 1)
-        if config.supervise != "reached":
-            due = loops if config.supervise == "all" else loops[-1:]
-            return [target_BJW if loop in due else torch.full_like(target_BJW, IGNORE) for loop in loops]
-        first_J = torch.arange(config.blocks, device=target_BJW.device).clamp(max=loops[-1])
-        return [target_BJW.masked_fill((first_J > loop)[None, :, None], IGNORE) for loop in loops]
+        return due_targets(batch, target_BJW, config.supervise, config.loops - 1)
 
     def _step_term(self, batch: Batch, hidden: list[Tensor]) -> tuple[Term, tuple[Tensor, Tensor]]:
         scores = [

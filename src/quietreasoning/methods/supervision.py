@@ -11,25 +11,57 @@ from quietreasoning.losses.next_token import next_token
 from quietreasoning.nn.latents import StepDecoder
 
 
-def step_targets(batch: Batch, target: str, blocks: int, width: int, *, repeat_last: bool) -> Tensor:
+def step_targets(
+    batch: Batch, target: str, blocks: int, width: int, *, repeat_last: bool, align: str = "first"
+) -> Tensor:
     """Ids [B, blocks, width]: the first `width` tokens of each step ("step") or of its result ("result").
 
     Steps beyond the last block have no thought. Blocks beyond the last step say the last step again
-    (`repeat_last`: the thought holds what it found) or are free (IGNORE).
+    (`repeat_last`: the thought holds what it found) or are free (IGNORE). align="last" moves all to the
+    right, so that the last step stands in the last block, as a visible chain stands before its answer; the
+    free or repeating blocks then come first, and say the first step.
     """
     source_BKS = batch.results_BKR if target == "result" else batch.steps_BKS
     rows, steps, length = source_BKS.shape
     target_BJW = source_BKS.new_full((rows, blocks, width), IGNORE)
-    shared, length = min(steps, blocks), min(length, width)
-    target_BJW[:, :shared, :length] = source_BKS[:, :shared, :length]
-    if repeat_last and steps:
-        count_B = (batch.steps_BKS != IGNORE).any(-1).sum(1)
-        last_BS = source_BKS[torch.arange(rows), (count_B - 1).clamp(min=0)]
-        beyond_BJ = torch.arange(blocks, device=source_BKS.device)[None] >= count_B[:, None]
-        target_BJW[:, :, :length] = torch.where(
-            beyond_BJ[:, :, None], last_BS[:, None, :length], target_BJW[:, :, :length]
-        )
+    if not steps:
+        return target_BJW
+    length = min(length, width)
+    step_BJ, due_BJ = _placed(batch, blocks, align)
+    said_BJS = source_BKS[torch.arange(rows)[:, None], step_BJ]
+    wanted_BJ1 = ((due_BJ | repeat_last) & (step_BJ < steps))[..., None]
+    target_BJW[:, :, :length] = said_BJS[:, :, :length].masked_fill(~wanted_BJ1, IGNORE)
     return target_BJW
+
+
+def _placed(batch: Batch, blocks: int, align: str) -> tuple[Tensor, Tensor]:
+    """For each block [B, blocks] the step that stands there, and whether it is the step's own place; where it
+    is not, the nearest step."""
+    count_B1 = (batch.steps_BKS != IGNORE).any(-1).sum(1, keepdim=True)
+    step_BJ = torch.arange(blocks, device=count_B1.device).expand(len(count_B1), -1)
+    if align == "last":
+        step_BJ = step_BJ - (blocks - count_B1).clamp(min=0)
+    due_BJ = (step_BJ >= 0) & (step_BJ < count_B1)
+    return step_BJ.clamp(min=0).minimum((count_B1 - 1).clamp(min=0)), due_BJ
+
+
+def due_targets(
+    batch: Batch, target_BJW: Tensor, supervise: str, times: int, *, align: str = "first"
+) -> list[Tensor]:
+    """What of `target_BJW` is asked after each of `times` loops, IGNORE elsewhere.
+
+    All of it after the "last" loop or after "all"; or block j from loop j on ("reached"), which is when a
+    chain of one step a loop can first have reached it; with align="last" the block of step j.
+    """
+    if supervise != "reached":
+        none = torch.full_like(target_BJW, IGNORE)
+        return [target_BJW if supervise == "all" or i == times - 1 else none for i in range(times)]
+    blocks = target_BJW.shape[1]
+    step_BJ = torch.arange(blocks, device=target_BJW.device)[None]
+    if align == "last":
+        step_BJ = _placed(batch, blocks, align)[0]
+    first_BJ = step_BJ.clamp(max=times - 1)
+    return [target_BJW.masked_fill((first_BJ > i)[..., None], IGNORE) for i in range(times)]
 
 
 def score_slots(backbone: Backbone, hidden_BJWD: Tensor, target_BJW: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 
 class SoftTokens(nn.Module):
-    """e_k = g_k * rms * unit(A y_k + b_k): what comes out is as long as an embedding, wherever y came from."""
+    """e_k = g_k * rms * unit(A y_k + b_k): as long as an embedding, wherever y came from."""
 
     no_decay = ("start_KD", "gate_K")
 
     def __init__(self, width: int, slots: int, rms: float, start_D: Tensor):
-        """rms: root mean square of the model's embeddings. start_D: every b_k at first but for a little noise,
-        such as the embedding of a marker that stands before thoughts."""
+        """rms: root mean square of the model's embeddings. start_D: every b_k at first but for a little
+        noise, such as the embedding of a marker that stands before thoughts."""
         super().__init__()
         self.rms = rms
         self.map = nn.Linear(width, width, bias=False)

@@ -27,7 +27,6 @@ from quietreasoning.methods.recursion.settings import RecursionSettings
 from quietreasoning.methods.recursion.threshold import MovingThreshold
 from quietreasoning.methods.sequence import (
     Visible,
-    count_labels,
     filler_embedding,
     prefix_ids,
     read_prompt,
@@ -50,6 +49,7 @@ class Aims:
 
     visible: Visible
     slots: list[Tensor]  # gold token [B, K] of each slot after each supervision step
+    due: list[Tensor]  # rows [B] whose answer is asked for after each supervision step
     chain_BD: Tensor | None  # the model's own state behind the visible chain
     rows_B: Tensor  # rows that count: all
 
@@ -127,7 +127,8 @@ class Recursion(LatentMethod):
         config, w, counts = self.config, self.config.weights, {}
         times = 1 if config.supervise == "last" else config.steps
         if w.answer:
-            counts["token"] = times * count_labels(batch, self.markers, None)
+            answers_B = (batch.answer_BA != IGNORE).sum(1)
+            counts["token"] = int(sum((answers_B * due_B).sum() for due_B in self._due(batch)))
         if w.step:
             counts["slot"] = sum(map(count_targets, self._slot_targets(batch)))
         if w.match or w.halt:
@@ -146,13 +147,13 @@ class Recursion(LatentMethod):
             state = done.carry
             if not scored:
                 continue
-            found, metrics = self._score(prompt, done, aims, aims.slots[step - 1])
+            found, metrics = self._score(prompt, done, aims, step - 1)
             for name, term in found.items():
                 terms[name] = replace(term, total=terms[name].total + term.total) if name in terms else term
         return StepOutput(terms, metrics)  # metrics of the last step
 
     def _score(
-        self, prompt: States, done: Thought, aims: Aims, slots_BK: Tensor
+        self, prompt: States, done: Thought, aims: Aims, step: int
     ) -> tuple[dict[str, Term], dict[str, tuple[Tensor, Tensor]]]:
         """Terms and metrics of one supervision step."""
         config, w, terms, metrics = self.config, self.config.weights, {}, {}
@@ -161,11 +162,12 @@ class Recursion(LatentMethod):
         right_B = None
         if w.answer or asks:
             with torch.set_grad_enabled(torch.is_grad_enabled() and w.answer > 0):
-                total, right_B, metrics = self._answer(prompt, output_BKD, aims.visible)
+                total, right_B, metrics = self._answer(prompt, output_BKD, aims.visible, aims.due[step])
             if w.answer:
                 terms["answer"] = Term(total, "token", w.answer)
         if w.step:
-            total, hits, count = score_slots(self.backbone, output_BKD[:, :, None], slots_BK[..., None])
+            target_BK1 = aims.slots[step][..., None]
+            total, hits, count = score_slots(self.backbone, output_BKD[:, :, None], target_BK1)
             terms["step"] = Term(total, "slot", w.step)
             metrics["step_accuracy"] = (hits.float(), count)
         if aims.chain_BD is not None:
@@ -179,9 +181,9 @@ class Recursion(LatentMethod):
         return terms, metrics
 
     def _answer(
-        self, prompt: States, output_BKD: Tensor, visible: Visible
+        self, prompt: States, output_BKD: Tensor, visible: Visible, due_B: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """Cross-entropy of the answer behind the soft tokens, which rows have it exactly right, metrics."""
+        """Cross-entropy of the due rows' answers behind the soft tokens, which rows are exactly right, metrics."""
         slots = output_BKD.shape[1]
         states = self.read(
             prompt, self.soft_tokens(output_BKD), visible.ids_BT[:, :-1], visible.role_BT[:, :-1]
@@ -190,11 +192,12 @@ class Recursion(LatentMethod):
         counted_BT = visible.labels_BT != IGNORE
         labels_N = visible.labels_BT[counted_BT]
         logits_NV = self.backbone.logits(predicting_BTD[counted_BT])
-        total, hits, count = next_token(logits_NV, labels_N)
         hit_BT = torch.ones_like(counted_BT)
         hit_BT[counted_BT] = logits_NV.detach().argmax(-1) == labels_N
         right_B = hit_BT.all(1)
-        rows = right_B.new_tensor(len(right_B), dtype=torch.long)
+        due_N = due_B[:, None].expand_as(counted_BT)[counted_BT]
+        total, hits, count = next_token(logits_NV, labels_N.masked_fill(~due_N, IGNORE))
+        rows = due_B.new_tensor(len(right_B), dtype=torch.long)
         return total, right_B, {"token_accuracy": (hits.float(), count), "right": (right_B.sum(), rows)}
 
     def _compare(self, said_BD: Tensor, aims: Aims) -> tuple[Tensor, Tensor]:
@@ -224,6 +227,18 @@ class Recursion(LatentMethod):
             done = (right.float(), count)
         return Term(total, "sequence", self.config.weights.halt), done
 
+    def _due(self, batch: Batch) -> list[Tensor]:
+        """Rows [B] whose answer is asked for after each supervision step: with supervise=reached a row's own
+        chain must have ended by then, and what has not is asked for at the end."""
+        steps, supervise = self.config.steps, self.config.supervise
+        count_B = (batch.steps_BKS != IGNORE).any(-1).sum(1)
+        every_B = torch.ones_like(count_B, dtype=torch.bool)
+        if supervise == "last":
+            return [every_B if step == steps else ~every_B for step in range(1, steps + 1)]
+        if supervise == "all":
+            return [every_B] * steps
+        return [(count_B <= step) if step < steps else every_B for step in range(1, steps + 1)]
+
     def _slot_targets(self, batch: Batch) -> list[Tensor]:
         c = self.config
         target_BJW = step_targets(
@@ -238,6 +253,7 @@ class Recursion(LatentMethod):
         return Aims(
             visible_part(batch, self.markers, None),
             self._slot_targets(batch),
+            self._due(batch),
             self._chain_state(batch) if compares else None,
             torch.ones(len(batch), dtype=torch.bool, device=batch.prompt_BP.device),
         )

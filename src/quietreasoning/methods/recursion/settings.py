@@ -82,7 +82,8 @@ class RecursionSettings(RewardedConfig):
     """Soft tokens: a mixture of the model's own embeddings, or a learned map of the right length."""
     supervise: Literal["all", "last", "reached"] = "all"
     """After which supervision steps the losses are taken; reached: all, but a gold step is asked for from its
-    own number on, which is when a reasoner of one step a supervision step can first have found it."""
+    own number on, which is when a reasoner of one step a supervision step can first have found it, and an
+    answer once the last one of its row is."""
     align: Literal["first", "last"] = "first"
     """Which gold step stands in its place whatever their number: the first in the first block, or the last in
     the last block, right before the answer."""

@@ -1,7 +1,7 @@
 """`python benchmarks/pairs_kill.py [--kills 20] [--seed 0]`: kill -9 `quiet data pairs` at random moments.
 
-Each moment is drawn: within its start, or so many shards on and a little later. The shards are small, so that
-saving takes a good share of the time; batch sizes change from start to start. The folder that was killed must
+Each moment is drawn: within its start, or so many shards on, then a little later or as soon as a file is
+half-written. The shards are small, so that there are many saves to hit; batch sizes change from start to start. The folder that was killed must
 hold what an undisturbed one holds, every rollout once, tokens, outcomes and states equal to the bit; so must
 folders that two and three ranks made. `tests/harvest` does the same with less, within one process.
 """
@@ -76,7 +76,11 @@ def kill_once(run: Path, out: Path, on: int, start_seconds: float, draw: random.
         else:
             while shards(out) < there + on and child.poll() is None:
                 _wait(child, 0.001)
-            _wait(child, draw.random() * 0.02)
+            if draw.random() < 0.5:  # in the middle of a save, if the clock allows
+                while not half_written(out) and child.poll() is None:
+                    pass
+            else:
+                _wait(child, draw.random() * 0.02)
         child.send_signal(signal.SIGKILL)
         code = child.wait()
     if code not in (-signal.SIGKILL, 0):

@@ -28,9 +28,9 @@ from quietreasoning.data.pairs.folder import settle, write_summary
 from quietreasoning.data.pairs.keys import Item, Problem
 from quietreasoning.data.pairs.problems import Dataset, draw_problems, open_datasets
 from quietreasoning.data.pairs.roll import Roller, RollSettings, Sampler
-from quietreasoning.data.pairs.shards import DTYPES, write_shard, writing
+from quietreasoning.data.pairs.shards import DTYPES, writing
 from quietreasoning.data.pairs.sources import ChatSource, RunSource, Source
-from quietreasoning.data.pairs.work import Work, Write
+from quietreasoning.data.pairs.work import Work
 from quietreasoning.data.tokenizers import load_tokenizer
 from quietreasoning.evaluate.scorers import SCORERS
 from quietreasoning.train.signals import StopFlag
@@ -82,17 +82,10 @@ class Opened:
     dtype: str
 
 
-def harvest(
-    request: Request,
-    *,
-    rank: int = 0,
-    ranks: int = 1,
-    write: Write = write_shard,
-    sampler: Sampler = sample,
-) -> dict[str, Any]:
+def harvest(request: Request, *, rank: int = 0, ranks: int = 1, sampler: Sampler = sample) -> dict[str, Any]:
     """Make this rank's rollouts of what is not there yet; the summary of the whole folder.
 
-    write, sampler: how shards are written and tokens drawn.
+    sampler: draws tokens, as `backbone.sampling.sample` does.
     """
     check(request)
     stop = StopFlag()
@@ -117,12 +110,14 @@ def harvest(
                 request.out,
                 recorded(request, opened, datasets, settings, identity),
                 {"model": identity | {"path": opened.path}, "num_samples": request.num_samples},
+                rank,
+                ranks,
             )
             items = [Item(problem, n) for problem in problems for n in range(request.samples_per_problem)]
-            work = Work(request.out, roll, stop, rank, ranks, write)
+            work = Work(request.out, roll, stop, rank, ranks)
             work.through(items, request.batch_size, request.checkpoint_every)
-        asked = {d.name: sum(i.problem.dataset == d.name for i in items) for d in datasets}
-        return write_summary(request.out, asked)
+            asked = {d.name: sum(i.problem.dataset == d.name for i in items) for d in datasets}
+            return write_summary(request.out, asked, rank, ranks)
 
 
 def judge(answer: str, example: Example, scorer: str) -> bool:

@@ -45,7 +45,7 @@ def roll(run, tmp_path_factory):
         options = {"max_new_tokens": 24, "num_samples": 30, "checkpoint_every": 7, "keep": "all"}
         options |= {"temperature": 1.2, "model": str(run)} | wishes
         out = options.setdefault("out", tmp_path_factory.mktemp("pairs") / "p")
-        inner = {name: options.pop(name) for name in ("write", "sampler") if name in options}
+        inner = {"sampler": options.pop("sampler")} if "sampler" in options else {}
         return SimpleNamespace(
             folder=out, summary=harvest(Request(**options), rank=rank, ranks=ranks, **inner)
         )

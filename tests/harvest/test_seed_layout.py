@@ -109,3 +109,11 @@ def test_another_layout_is_refused_by_name(held, tmp_path, change, message):
     torch.save(change(held), tmp_path / "other.pt")
     with pytest.raises(UserError, match=f"has another layout: .*{message}"):
         import_pairs(tmp_path / "other.pt", tmp_path / "in", "last", MODEL)
+
+
+def test_a_model_that_nobody_loaded_is_known_by_its_name_and_revision(held, tmp_path):
+    import_pairs(tmp_path / "pairs.pt", tmp_path / "in", "last", {"path": "org/name", "revision": ""})
+    for identity in (MODEL, {"path": "org/name", "revision": "a1"}, {"path": "org/name"}):
+        assert PairStates(tmp_path / "in", identity=identity).identity["path"] == "org/name"
+    with pytest.raises(UserError, match="their weights differ"):
+        PairStates(tmp_path / "in", identity={"path": "org/other"})

@@ -34,7 +34,9 @@ WHOLE = (CORRECT, WRONG, UNSCORED)  # outcomes with a chain, its end, and what -
 Row = dict[str, Any]
 
 
-def settle(folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+def settle(
+    folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any], rank: int = 0, ranks: int = 1
+) -> None:
     """Write pairs.json, or compare with the one that stands there; UserError names what differs.
 
     about: what may change between runs (paths, sizes); the first is kept for the reader's sake. Ranks may
@@ -46,7 +48,12 @@ def settle(folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any]) 
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.glob("shard-*")):
             raise UserError(f"{folder} holds shards without {CONFIG}. Put it back, or give another --out.")
-        put(path, json.dumps({"format": FORMAT, "settings": settings, "about": about}, indent=1) + "\n")
+        put(
+            path,
+            json.dumps({"format": FORMAT, "settings": settings, "about": about}, indent=1) + "\n",
+            rank,
+            ranks,
+        )
     if changes := diff(read_settings(folder), settings):
         raise UserError(
             f"{folder} was made with other settings: {'; '.join(changes)}. Take those back, give another "
@@ -166,16 +173,21 @@ def _counts(rows: Sequence[Row], asked: int) -> dict[str, Any]:
     }
 
 
-def write_summary(folder: Path, asked: Mapping[str, int]) -> dict[str, Any]:
+def write_summary(folder: Path, asked: Mapping[str, int], rank: int = 0, ranks: int = 1) -> dict[str, Any]:
     """Count what the folder holds now; the last rank to end leaves the count of all."""
     summary = summarise(read_rows(folder), asked)
-    put(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    put(folder / SUMMARY, json.dumps(summary, indent=1) + "\n", rank, ranks)
     return summary
 
 
-def put(path: Path, text: str) -> None:
+def temporary_name(rank: int, ranks: int) -> str:
+    """How the files that this rank has not finished begin."""
+    return f"{TEMPORARY}r{rank}of{ranks}-"
+
+
+def put(path: Path, text: str, rank: int, ranks: int) -> None:
     """Write a file under a temporary name, sync it, rename it; UserError where the disk refuses."""
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = path.with_name(temporary_name(rank, ranks) + path.name)
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)

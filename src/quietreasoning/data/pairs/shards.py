@@ -24,7 +24,6 @@ from torch import Tensor
 from quietreasoning.config import UserError
 from quietreasoning.data.pairs.folder import (
     FORMAT,
-    TEMPORARY,
     Row,
     content_hash,
     damaged,
@@ -33,6 +32,7 @@ from quietreasoning.data.pairs.folder import (
     read_config,
     read_shard,
     refused_by_disk,
+    temporary_name,
 )
 
 
@@ -59,7 +59,7 @@ def writing(folder: Path, rank: int, ranks: int) -> Iterator[None]:
                 f"{folder}: another quiet data pairs writes here as rank {rank} of {ranks}. Wait for it, or "
                 "give another --out."
             ) from None
-        for path in folder.glob(f"{TEMPORARY}*shard-r{rank}of{ranks}-*"):
+        for path in folder.glob(f"{temporary_name(rank, ranks)}*"):
             path.unlink(missing_ok=True)
         for path in folder.glob(f"shard-r{rank}of{ranks}-*.safetensors"):
             if not path.with_suffix(".json").exists():  # killed between the two renames
@@ -75,7 +75,7 @@ def write_shard(folder: Path, rollouts: Sequence[Rollout], rank: int, ranks: int
         for rollout in rollouts
         for name, state in rollout.states.items()
     }
-    temporary = folder / f"{TEMPORARY}shard-r{rank}of{ranks}-{os.getpid()}.safetensors"
+    temporary = folder / f"{temporary_name(rank, ranks)}shard.safetensors"
     about: dict[str, Any] = {}
     try:
         if tensors:
@@ -92,7 +92,7 @@ def write_shard(folder: Path, rollouts: Sequence[Rollout], rank: int, ranks: int
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise refused_by_disk(folder / "shard", error) from error
-    put(path, json.dumps(body, ensure_ascii=False, sort_keys=True) + "\n")
+    put(path, json.dumps(body, ensure_ascii=False, sort_keys=True) + "\n", rank, ranks)
 
 
 class PairStates:
@@ -180,8 +180,9 @@ def check_model(folder: Path, made: Mapping[str, str], identity: Mapping[str, st
     """UserError where the pairs of `folder`, made by one model, are read by another."""
     if made.get("sha256") and identity.get("sha256"):
         same = made["sha256"] == identity["sha256"]
-    else:
-        same = dict(made) == dict(identity)
+    else:  # of a hub id nobody loaded, the name and the revision are all there is
+        revisions = {made.get("revision"), identity.get("revision")} - {None, ""}
+        same = made.get("path") == identity.get("path") and len(revisions) < 2
     if not same:
         raise UserError(
             f"{folder} holds states of model {_name(made)}, not of {_name(identity)}: their weights differ. "

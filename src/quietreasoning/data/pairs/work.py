@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,8 +13,6 @@ from quietreasoning.data.pairs.folder import read_rows
 from quietreasoning.data.pairs.keys import Item, rank_of
 from quietreasoning.data.pairs.roll import Roller
 from quietreasoning.data.pairs.shards import Rollout, write_shard
-
-Write = Callable[[Path, Sequence[Rollout], int, int], None]
 
 
 class Stop(Protocol):
@@ -34,7 +32,6 @@ class Work:
     stop: Stop
     rank: int = 0
     ranks: int = 1
-    write: Write = write_shard
 
     def through(self, items: Sequence[Item], batch_size: int, checkpoint_every: int) -> None:
         """Make what is missing, a shard every `checkpoint_every` items.
@@ -56,7 +53,7 @@ class Work:
                 progress.show(made[-1], len(made) + start)
                 if self.stop.requested:
                     break
-            self.write(self.folder, made, self.rank, self.ranks)
+            write_shard(self.folder, made, self.rank, self.ranks)
             self.stop.check()
 
 

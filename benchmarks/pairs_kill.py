@@ -1,9 +1,10 @@
 """`python benchmarks/pairs_kill.py [--kills 20] [--seed 0]`: kill -9 `quiet data pairs` at random moments.
 
 Each moment is drawn: within its start, or so many shards on, then a little later or as soon as a file is
-half-written. The shards are small, so that there are many saves to hit; batch sizes change from start to start. The folder that was killed must
-hold what an undisturbed one holds, every rollout once, tokens, outcomes and states equal to the bit; so must
-folders that two and three ranks made. `tests/harvest` does the same with less, within one process.
+half-written. The shards are small, so that there are many saves to hit; batch sizes change from start to
+start. The folder that was killed must hold what an undisturbed one holds, each rollout once, tokens, outcomes
+and states equal to the bit; so must folders that two and three ranks made. `tests/harvest` does the same with
+less, within one process.
 """
 
 from __future__ import annotations

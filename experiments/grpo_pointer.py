@@ -3,8 +3,9 @@
     python experiments/grpo_pointer.py --seeds 0 1 2 --out runs/grpo-pointer.json
 
 Visible chain, then latents that each say a step, then answers from gold until half of the validation
-questions are right. From there, the same number of steps twice: GRPO with its reward, and with a coin in its
-place. Test questions are asked before and after, greedily; McNemar and the bootstrap are paired.
+questions are right. From there, the same number of steps, rows and the same rates three times: GRPO with its
+reward, GRPO with a coin in the reward's place, and gold steps and answers. Test questions are asked before
+and after, greedily; McNemar and the bootstrap are paired.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from quietreasoning.train.rng import seed_all
 from quietreasoning.train.signals import StopFlag
 from quietreasoning.train.state import TrainState
 
+ARMS = ("reward", "coin", "gold")
 SETTINGS = ["data.options.nodes=5", "data.options.hops=[1,2,3]", "stages.chain.train.steps=140"]
 STEPS_ALONE = 80  # of the latents, before any answer
 HALF = 0.5
@@ -90,14 +92,15 @@ def one_seed(seed: int, steps: int, n: int) -> dict:
     last = stage(builder, "reward", train={"steps": steps, "batch_size": 32})
     weights = {name: tensor.clone() for name, tensor in start.state_dict().items()}
     found = {"start": outcomes(builder, last, start, "test", n)}
-    for arm in ("reward", "coin"):
+    gold = last.model_copy(update={"method": last.method.model_copy(update={"reward": None})})
+    for arm in ARMS:
         start.load_state_dict(weights)
         began = time.process_time()
         if arm == "coin":
             with patch.object(grpo, "exactly", coin):
                 after = taught(builder, last, start)
         else:
-            after = taught(builder, last, start)
+            after = taught(builder, gold if arm == "gold" else last, start)
         print(arm, f"{time.process_time() - began:.0f} CPU seconds")
         found[arm] = outcomes(builder, last, after, "test", n)
     return found
@@ -119,7 +122,7 @@ def main() -> None:
         for arm, right in kept[str(seed)].items():
             low, high = wilson(sum(right), len(right))
             print(f"seed {seed} {arm:7} {sum(right) / len(right):.3f} [{low:.3f}, {high:.3f}] n={len(right)}")
-        for arm in ("reward", "coin"):
+        for arm in ARMS:
             _, gained, lost, _ = paired_counts(kept[str(seed)][arm], kept[str(seed)]["start"])
             gain = paired_bootstrap(gained, lost, len(kept[str(seed)][arm]))
             print(
@@ -127,7 +130,7 @@ def main() -> None:
                 f"p={mcnemar(gained, lost):.2g}",
                 flush=True,
             )
-    for arm in ("start", "reward", "coin"):
+    for arm in ("start", *ARMS):
         print(f"{arm:7} {shown([100 * sum(kept[s][arm]) / len(kept[s][arm]) for s in kept])}")
 
 

@@ -65,6 +65,7 @@ CASES: dict[str, tuple[str, dict]] = {
     "pause-grpo": ("pause", {"fillers": 2, "reward": REWARD | {"per_token": True, "standardise": False}}),
     "slots-steps-only": ("slots", {"blocks": 2, "loops": 3, "weights": {"answer": 0}}),
     "recursion": ("recursion", {"blocks": 2, "steps": 2, "weights": {"step": 0.5, "halt": 0.5}, **CELL}),
+    "recursion-grpo": ("recursion", {"blocks": 2, "steps": 2, "reward": REWARD, **CELL}),
     "recursion-affine": (
         "recursion",
         {"blocks": 2, "steps": 3, "inject": "affine", "supervise": "last", **CELL},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from pydantic import Field
@@ -52,13 +53,13 @@ class Rewarded(Writer):
         if self.config.reward is not None:
             self.policy = GroupPolicy(self, self.config.reward)
 
+    @abstractmethod
     def supervised_units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
         """What `supervised` sums over."""
-        raise NotImplementedError
 
+    @abstractmethod
     def supervised(self, batch: Batch, carry: Any = None) -> StepOutput:
         """The training step on gold."""
-        raise NotImplementedError
 
     @property
     def term_weights(self) -> dict[str, float]:

@@ -183,7 +183,7 @@ class Recursion(LatentMethod):
     def _answer(
         self, prompt: States, output_BKD: Tensor, visible: Visible, due_B: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """Cross-entropy of the due rows' answers behind the soft tokens, which rows are exactly right, metrics."""
+        """Cross-entropy of the due rows' answers behind the soft tokens, which rows are right, metrics."""
         slots = output_BKD.shape[1]
         states = self.read(
             prompt, self.soft_tokens(output_BKD), visible.ids_BT[:, :-1], visible.role_BT[:, :-1]

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GPT2Config
 
-from quietreasoning.backbone import BackboneConfig, ScratchConfig, load_backbone, role_of
+from quietreasoning.backbone import Backbone, BackboneConfig, ScratchConfig, load_backbone, role_of
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Batch, Markers, Role
 from quietreasoning.losses.policy import clipped_objective, group_advantages
@@ -264,6 +265,19 @@ def test_weights_cast_while_drawing_still_learn():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         total = method(batch_of()).terms["policy"].total
     assert all(g.any() for name, g in gradients(method, total).items() if name != "feedback.up.bias")
+
+
+def test_dropout_is_off_while_drawing_and_scoring():
+    """With half of everything dropped, the weights of the reference would still seem far from themselves."""
+    torch.manual_seed(0)
+    rates = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
+    shape = GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=1, n_head=2, n_positions=32, **rates)
+    model = AutoModelForCausalLM.from_config(shape)
+    method = make(kl=0.1, temperature=3.0, backbone=Backbone(model, BackboneConfig(), {}))
+    method.pace(0.0)
+    one, other = method(batch_of()), method(batch_of())
+    assert one.metrics["kl_of_told"][1] and float(one.terms["kl"].total.detach()) == 0
+    assert torch.equal(one.terms["policy"].total, other.terms["policy"].total)
 
 
 def test_drawing_leaves_the_mode_and_the_generators_alone():

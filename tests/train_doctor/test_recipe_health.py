@@ -56,6 +56,7 @@ WORKSPACE = {
         "adapter_rank": 2,
     },
 }
+SHAPES = {"workspace": {"workspace": WORKSPACE}, "reasoner": {"scratch": SCRATCH | {"layers": 0}}}
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_a_stage_is_healthy(name, encoded):
     encoder, batch = encoded(json.dumps(data))
     torch.manual_seed(0)
     method_class = METHODS[stage["method"]["name"]]
-    shape = {"workspace": WORKSPACE} if stage["method"]["name"] == "workspace" else {"scratch": SCRATCH}
+    shape = SHAPES.get(stage["method"]["name"], {"scratch": SCRATCH})
     backbone = load_backbone(validate(BackboneConfig, shape), len(encoder.tokenizer))
     if stage["method"].get("int8"):  # what is frozen here was written by an earlier stage
         torch.nn.init.normal_(backbone.model.model.table.values)

@@ -105,8 +105,6 @@ class GroupPolicy(nn.Module):
                     return log_probs(method, known, tokens_NT, counted_NT, config)
 
                 reference_NT = self.reference.call(method, before)
-            # autocast keeps what it cast without gradients, and would give it to the pass that needs them
-            torch.clear_autocast_cache()
             logp_NT = log_probs(method, states, tokens_NT, counted_NT, config)
         old_NT = drawn.get("old", logp_NT.detach())
         clipped = losses.clipped_objective(

@@ -1,0 +1,129 @@
+"""Does recursion solve what one evaluation does not? Grids, by the reasoner and by the same net once.
+
+    python experiments/reasoner_grids.py recursion/sudoku-6 --seeds 0 1 2 --out runs/grids-6
+
+Arms: `recursion`, the recipe as it is; `once`, the same net with one evaluation and one supervision step,
+trained for as many CPU seconds, in which it takes more steps; `direct`, where asked for with --arms, a causal
+model of about as many parameters that writes the answer token by token. CPU seconds are those of the whole
+training process, with drawing the puzzles. All are asked the same test puzzles: accuracy with its interval,
+after every supervision step, by group of difficulty, and the steps taken with halting on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from arms import parameters, trained
+
+from quietreasoning.build import Loaded, resolve
+from quietreasoning.data.config import build_task
+from quietreasoning.evaluate.statistics import wilson
+
+BATCH = 125
+
+
+def settings(name: str, steps: int) -> list[str]:
+    """What an arm changes in the recipe."""
+    shared = [f"train.steps={steps}", "train.eval_every=0", "train.save_every=0"]
+    if name == "recursion":
+        return shared
+    if name == "once":
+        once = {"latent_steps": 0, "rounds": 1, "supervision_steps": 1}
+        return shared + [f"stages.think.method.{key}={value}" for key, value in once.items()]
+    shape = {"layers": 2, "width": 80, "heads": 4}  # 200,000 parameters and what the vocabulary takes
+    own = [f"backbone.scratch.{key}={value}" for key, value in shape.items()]
+    return [*shared, *own, 'stages.think.method={"name": "plain"}']
+
+
+def said(run: Loaded, examples: list, **options) -> tuple[list[bool], list[int]]:
+    """Whether each answer is right, and the supervision steps it took."""
+    right, steps = [], []
+    for first in range(0, len(examples), BATCH):
+        chunk = examples[first : first + BATCH]
+        prompt_BP = run.encoder.prompts(chunk)
+        response = run.method.generate(prompt_BP, max_new_tokens=run.max_new_tokens, **options)
+        texts = map(run.encoder.text, response.answers)
+        right += [text == example.answer for text, example in zip(texts, chunk, strict=True)]
+        steps += response.latent_steps
+    return right, steps
+
+
+@torch.no_grad()
+def asked(run: Loaded, n: int) -> dict:
+    """Everything the table says of one trained arm."""
+    task = build_task(run.config.stages[-1].data)
+    examples = list(task.split("test", n))
+    groups = [task.group(example) for example in examples]
+
+    def by_group(values: list) -> dict[str, float]:
+        kinds = sorted(set(groups))
+        chosen = {kind: [v for v, g in zip(values, groups, strict=True) if g == kind] for kind in kinds}
+        return {kind: round(sum(own) / len(own), 4) for kind, own in chosen.items()}
+
+    right, _ = said(run, examples)
+    found = {
+        "n": n,
+        "accuracy": sum(right) / n,
+        "interval": wilson(sum(right), n),
+        "by group": by_group(right),
+        "parameters": parameters(run.method),
+    }
+    most = getattr(run.method.config, "supervision_steps", 1)
+    if most > 1:
+        per_step = [said(run, examples, effort=step)[0] for step in range(1, most + 1)]
+        found["by step"] = [round(sum(each) / n, 4) for each in per_step]
+        run.method.config = run.method.config.model_copy(update={"halt_cut": 0.5})
+        halted, steps = said(run, examples)
+        found |= {"halted accuracy": sum(halted) / n, "mean steps": sum(steps) / n}
+        found["mean steps by group"] = by_group(steps)
+        run.method.config = run.method.config.model_copy(update={"halt_cut": None})
+        for control in ("zero", "shuffle"):
+            found[f"accuracy, {control}"] = sum(said(run, examples, control=control)[0]) / n
+    return found
+
+
+def steps_for(options: argparse.Namespace, name: str, seconds: float) -> int:
+    """How many steps of an arm take as many CPU seconds, by two short trainings of it."""
+    taken = []
+    for steps in (20, 120):
+        folder = options.out / f"probe-{name}-{steps}"
+        found = resolve(options.recipe, settings(name, steps), str(folder))
+        trained(found)
+        taken.append(json.loads((folder / "seconds.json").read_text()))
+    return max(1, round(120 + (seconds - taken[1]) / ((taken[1] - taken[0]) / 100)))
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    arguments.add_argument("recipe")
+    arguments.add_argument("--arms", nargs="+", default=["recursion", "once"])
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments.add_argument("--out", type=Path, default=Path("runs/grids"))
+    arguments.add_argument("--n", type=int, default=1000)
+    arguments.add_argument("--steps", type=int, help="of recursion; the recipe's own number if left out")
+    options = arguments.parse_args()
+    own = options.steps or resolve(options.recipe).config.stages[-1].train.steps
+    seconds = 0.0
+    for name in options.arms:
+        steps = own if name == "recursion" else steps_for(options, name, seconds)
+        for seed in options.seeds:
+            folder = options.out / f"{name}-{seed}"
+            run = trained(resolve(options.recipe, [*settings(name, steps), f"seed={seed}"], str(folder)))
+            spent = json.loads((folder / "seconds.json").read_text())
+            seconds = max(seconds, spent) if name == "recursion" else seconds
+            found = {
+                "arm": name,
+                "seed": seed,
+                "steps": steps,
+                "cpu seconds": round(spent),
+                **asked(run, options.n),
+            }
+            (folder / "grids.json").write_text(json.dumps(found, indent=1))
+            print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

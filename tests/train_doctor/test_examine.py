@@ -33,6 +33,8 @@ VARIANTS = [
     ("slots", {"blocks": 3, "width": 2, "loops": 2, "target": "step"}),
     ("lm", {}),
     ("compressor", {"kind": "tied", "d_compressed": 8}),
+    ("recursion", {"weights": {"step": 1.0}}),
+    ("recursion", {"weights": {"match": 1.0, "halt": 0.5}, "inject": "affine", "supervise": "reached"}),
 ]
 
 
@@ -45,7 +47,7 @@ def test_shipped_methods_are_healthy(name, settings, backbone, markers, batch):
 
 
 def test_every_method_is_examined():
-    elsewhere = {"workspace"}  # has a backbone of its own: tests/methods/test_workspace.py
+    elsewhere = {"workspace", "reasoner"}  # need a backbone of their own: test_recipe_health.py
     assert {name for name, _ in VARIANTS} | elsewhere == set(METHODS)
 
 

@@ -33,7 +33,10 @@ def stages() -> dict[str, dict]:
 
 
 STAGES = stages()
-SMALL = {"compressor": {"d_compressed": 8, "widths": [2, 4]}}  # method -> what the small width asks for
+SMALL = {  # method -> what the small width asks for
+    "compressor": {"d_compressed": 8, "widths": [2, 4]},
+    "recursion": {"cell": {"width": 32, "heads": 4, "latent_steps": 2, "rounds": 2}, "steps": 3},
+}
 SCRATCH = {"layers": 1, "width": 32, "heads": 2, "context": 1024}
 WORKSPACE = {
     "preset": "tiny",

@@ -150,7 +150,8 @@ class Builder:
     def backbone(self) -> Backbone:
         """Fresh, loaded, or taken from the run that `init` names."""
         if self.config.init is None:
-            return load_backbone(self.config.backbone, len(self.tokenizer))
+            opened = self.tokenizer_folder is not None  # then a checkpoint's weights follow
+            return load_backbone(self.config.backbone, len(self.tokenizer), replaced=opened)
         other = open_run(self.config.init)
         differences = diff(other.config.backbone.model_dump(), self.config.backbone.model_dump())
         if differences:
@@ -217,8 +218,18 @@ class Loaded:
 def open_run(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     """The newest valid checkpoint of a run folder, or the one named. UserError where there is none."""
     path = Path(path)
-    folder = path.parent if path.name.startswith("step-") else path
-    config = read_config(folder, overrides)
+    config = read_config(folder_of(path), overrides)
+    return open_checkpoint(folder_of(path), find_checkpoint(path), config)
+
+
+def folder_of(path: Path) -> Path:
+    """The run folder of a run folder or one of its checkpoints."""
+    return path.parent if path.name.startswith("step-") else path
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The newest valid checkpoint of a run folder, or the one named. UserError where there is none."""
+    folder = folder_of(path)
     if folder != path:
         if not path.is_dir():
             names = ", ".join(found.name for found in checkpoint.checkpoints(folder)) or "none"
@@ -226,14 +237,13 @@ def open_run(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
         faults = checkpoint.verify(path)
         if faults:
             raise UserError(f"{path} is damaged: {'; '.join(faults)}. Name another checkpoint, or the run.")
-        chosen = path
-    else:
-        chosen, notes = checkpoint.load_latest_valid(folder)
-        for note in notes:
-            print(note, file=sys.stderr)
-        if chosen is None:
-            raise UserError(f"{folder} holds no valid checkpoint; train it first with quiet train")
-    return open_checkpoint(folder, chosen, config)
+        return path
+    chosen, notes = checkpoint.load_latest_valid(folder)
+    for note in notes:
+        print(note, file=sys.stderr)
+    if chosen is None:
+        raise UserError(f"{folder} holds no valid checkpoint; train it first with quiet train")
+    return chosen
 
 
 def open_checkpoint(folder: Path, chosen: Path, config: RunConfig) -> Loaded:

@@ -21,7 +21,7 @@ RECIPES: dict[str, Path] = {
     for path in sorted(FOLDER.glob("*/*.yaml"))
     if path.parent.name != "base"  # fragments, only to be inherited
 }
-PATH_KEYS = ("path", "init")  # settings that name a file or folder
+PATH_KEYS = ("path", "init", "trunk", "compressor")  # settings that name a file or folder
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Resolved:

@@ -31,11 +31,15 @@ from quietreasoning.workspace.warm_start import config_for_trunk, take_trunk
 TRUNK = "backbone.workspace.trunk"  # the setting that refusals name
 
 
-def load_backbone(config: BackboneConfig, vocab_size: int) -> Backbone:
-    """The backbone of a run, on the CPU. `vocab_size` is the tokenizer's; fresh models take it."""
+def load_backbone(config: BackboneConfig, vocab_size: int, *, replaced: bool = False) -> Backbone:
+    """The backbone of a run, on the CPU. `vocab_size` is the tokenizer's; fresh models take it.
+
+    replaced: a checkpoint will replace all weights that are not borrowed; where none is, a model folder with
+    its configuration alone, as `quiet push` leaves it, will do.
+    """
     dtype = getattr(torch, config.dtype)
     if config.workspace is not None:
-        model = _workspace(config, vocab_size).to(dtype)
+        model = _workspace(config, vocab_size, replaced).to(dtype)
         identity = {"workspace": config.workspace.model_dump_json()}
     elif config.path is None:
         model = AutoModelForCausalLM.from_config(
@@ -44,7 +48,7 @@ def load_backbone(config: BackboneConfig, vocab_size: int) -> Backbone:
         _drop_idle_norm(model)
         identity = {"scratch": config.scratch.model_dump_json()}
     else:
-        model = _load_pretrained(config, dtype)
+        model = _load_pretrained(config, dtype, shape_will_do=replaced and config.tune == "full")
         identity = _identity(config)
         if model.get_input_embeddings().num_embeddings < vocab_size:
             raise UserError(
@@ -86,12 +90,12 @@ def _trunk(config: BackboneConfig) -> BackboneConfig:
     )
 
 
-def _workspace(config: BackboneConfig, vocab_size: int) -> WorkspaceForCausalLM:
+def _workspace(config: BackboneConfig, vocab_size: int, replaced: bool) -> WorkspaceForCausalLM:
     """Fresh, or around the weights of a trunk: its first logits are the trunk's."""
     model = WorkspaceForCausalLM(_workspace_shape(config, vocab_size))
     model.model.set_features(())  # until a method switches them on
     if config.workspace.trunk is not None:
-        trunk = _load_pretrained(_trunk(config), torch.float32, TRUNK)
+        trunk = _load_pretrained(_trunk(config), torch.float32, TRUNK, shape_will_do=replaced)
         held = trunk.get_input_embeddings().num_embeddings
         if held < vocab_size:
             raise UserError(
@@ -142,9 +146,14 @@ def _read_shape(config: BackboneConfig, key: str = "backbone.path"):
         raise UserError(_refusal(where, error)) from error
 
 
-def _load_pretrained(config: BackboneConfig, dtype: torch.dtype, key: str = "backbone.path") -> nn.Module:
+def _load_pretrained(
+    config: BackboneConfig, dtype: torch.dtype, key: str = "backbone.path", *, shape_will_do: bool
+) -> nn.Module:
     where = f"{key}={config.path}"
     shape = _read_shape(config, key)
+    folder = Path(config.path)
+    if shape_will_do and folder.is_dir() and not any(folder.glob("*.safetensors")):
+        return AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=config.attention)
     if not sys.stderr.isatty():  # in a log file the bar would be a long line of every load
         logging.disable_progress_bar()
     try:

@@ -111,17 +111,25 @@ def method_file(method: Method) -> Tensors:
     return Tensors(tensors, {"tied": json.dumps({a: kept for a, kept in aliases.items() if kept in tensors})})
 
 
-def load_weights(path: Path, method: Method, averaged: bool = False) -> None:
-    """Copy a checkpoint's weights into `method`, in place and strictly.
+def read_weights(path: Path, averaged: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A checkpoint's weights by name, and alias -> kept name of the tied ones.
 
     averaged: take the running averages where the checkpoint holds them, as evaluation does.
-    Raises UserError that names what either side lacks or holds in another shape.
     """
     with safe_open(path / "method.safetensors", framework="pt") as file:
         aliases = json.loads(file.metadata()["tied"])
         found = {name: file.get_tensor(name) for name in file.keys()}
     if averaged and (path / "ema.safetensors").exists():
         found |= load_file(path / "ema.safetensors")
+    return found, aliases
+
+
+def load_weights(path: Path, method: Method, averaged: bool = False) -> None:
+    """Copy a checkpoint's weights into `method`, in place and strictly; averaged: as `read_weights`.
+
+    Raises UserError that names what either side lacks or holds in another shape.
+    """
+    found, aliases = read_weights(path, averaged)
     found |= {alias: found[kept] for alias, kept in aliases.items()}
     borrowed = set(method.borrowed)
     target = {name: t for name, t in method.state_dict().items() if name not in borrowed}

@@ -1,13 +1,14 @@
 """`python benchmarks/reasoner.py [--compile] [rounds]`: a supervision step, beside one of stock modules.
 
-The twin is written as the method reads on paper: blocks of `nn.MultiheadAttention`, T rounds of n latent steps
-and one answer step. It has the reasoner's weights, and both must say the same. `full`: context and slots are
-updated together. `slots`: the slots are updated and read the context, whose keys and values the twin makes
-again at every evaluation, as a stock module does, and the reasoner once. One thread, in turns, CPU seconds;
-`--compile` adds torch.compile of the small network. Then rows that halt at their own step beside rows that all
-take all steps: the share of the time should be the share of the steps.
+The twin is written as the method reads on paper: blocks of `nn.MultiheadAttention`, T rounds of n latent
+steps and one answer step. It has the reasoner's weights, and both must say the same. `full`: context and
+slots are updated together. `slots`: the slots are updated and read the context, whose keys and values the
+twin makes again at every evaluation, as a stock module does, and the reasoner once. One thread, in turns,
+CPU seconds; `--compile` adds torch.compile of the small network. Then rows that halt at their own step
+beside rows that all take all steps: the share of the time should be the share of the steps.
 
-Fails below twice the twin's speed in mode slots, which is what the method `recursion` uses, at prompts of 192.
+Fails below twice the twin's speed in mode slots, which is what the method `recursion` uses, at prompts of
+192.
 """
 
 from __future__ import annotations
@@ -207,7 +208,11 @@ def main(compiled: bool, rounds: int) -> None:
     for name, size in SIZES.items():
         print(name)
         speed = step(*size, compiled, rounds)["reasoner"]
-        slow += [f"{name}: {speed:.2f} x"] if name.startswith("slots") and name.endswith("192") and speed < BOUND else []
+        slow += (
+            [f"{name}: {speed:.2f} x"]
+            if name.startswith("slots") and name.endswith("192") and speed < BOUND
+            else []
+        )
     halting(rounds)
     assert not slow, f"below {BOUND} times the twin: {', '.join(slow)}"
 

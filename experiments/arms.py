@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from quietreasoning.build import Builder, Loaded, Resolved, open_run, resolve
 from quietreasoning.contract import Method
+from quietreasoning.data.example import Example
 from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.evaluate.controls import Arm
 from quietreasoning.evaluate.rows import Report
@@ -75,6 +76,29 @@ def asked(run: Loaded, arms: list[Arm], split: str, batch_size: int, n: int | No
     )
     with torch.no_grad():
         return Exam(run.config.stages[-1].data, config, run.encoder, run.config.seed).ask(arms, StopFlag())
+
+
+def said(
+    run: Loaded, examples: Sequence[Example], batch_size: int = 125, **options: object
+) -> tuple[list[bool], list[int]]:
+    """Whether each answer is right, and the latent steps it took."""
+    right, steps = [], []
+    for first in range(0, len(examples), batch_size):
+        chunk = examples[first : first + batch_size]
+        response = run.method.generate(
+            run.encoder.prompts(chunk), max_new_tokens=run.max_new_tokens, **options
+        )
+        texts = map(run.encoder.text, response.answers)
+        right += [text == example.answer for text, example in zip(texts, chunk, strict=True)]
+        steps += response.latent_steps
+    return right, steps
+
+
+def by_group(values: Sequence[float], groups: Sequence[str]) -> dict[str, float]:
+    """The mean of each group."""
+    kinds = sorted(set(groups))
+    chosen = {kind: [v for v, g in zip(values, groups, strict=True) if g == kind] for kind in kinds}
+    return {kind: round(sum(own) / len(own), 4) for kind, own in chosen.items()}
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:

@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/compressor_wikitext"))
     parser.add_argument("--fewer", type=int, default=100)
     parser.add_argument("--windows", type=int, default=300, help="held out, evenly taken")
-    parser.add_argument("--ridge", type=float, default=1e-2, help="of the metric")
+    parser.add_argument("--ridge", type=float, nargs="+", default=[1e-2, 10.0], help="of the metric")
     args = parser.parse_args()
     texts = {name: args.data / f"{name}.txt" for name in ("valid", "test")}
     missing = [str(path) for path in texts.values() if not path.is_file()]
@@ -176,7 +176,9 @@ class Judge:
 
 
 @torch.no_grad()
-def closed_forms(judge: Judge, rows: Rows, widths: Sequence[int], ridge: float) -> dict[str, Found]:
+def closed_forms(
+    judge: Judge, rows: Rows, widths: Sequence[int], ridges: Sequence[float]
+) -> dict[str, Found]:
     """Name -> figures of every width, all from one reading of these rows."""
     backbone, states_ND = judge.backbone, torch.cat(rows)
     moments = Moments(states_ND.shape[1])
@@ -184,12 +186,11 @@ def closed_forms(judge: Judge, rows: Rows, widths: Sequence[int], ridge: float) 
     head_VD = backbone.model.get_output_embeddings().weight
     fisher = FisherBuffers(*head_VD.shape)
     fisher.observe(backbone.logits, head_VD, states_ND[::8])
-    found = {
-        "pca": pca(moments, centred=False),
-        "pca, centred": pca(moments),
-        "fisher": metric_pca(moments, fisher.metric_DD(head_VD), ridge=ridge),
-        "unembedding": metric_pca(moments, head_VD.double().T @ head_VD.double(), ridge=ridge),
-    }
+    metrics = {"fisher": fisher.metric_DD(head_VD), "unembedding": head_VD.double().T @ head_VD.double()}
+    found = {"pca": pca(moments, centred=False), "pca, centred": pca(moments)}
+    for name, metric_DD in metrics.items():
+        for ridge in ridges:
+            found[f"{name}, ridge {ridge:g}"] = metric_pca(moments, metric_DD, ridge=ridge)
     return {name: {k: judge(widest.sliced(k)) for k in widths} for name, widest in found.items()}
 
 

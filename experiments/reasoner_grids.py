@@ -16,13 +16,11 @@ import json
 from pathlib import Path
 
 import torch
-from arms import parameters, trained
+from arms import by_group, parameters, said, trained
 
 from quietreasoning.build import Loaded, resolve
 from quietreasoning.data.config import build_task
 from quietreasoning.evaluate.statistics import wilson
-
-BATCH = 125
 
 
 def settings(name: str, steps: int) -> list[str]:
@@ -38,19 +36,6 @@ def settings(name: str, steps: int) -> list[str]:
     return [*shared, *own, 'stages.think.method={"name": "plain"}']
 
 
-def said(run: Loaded, examples: list, **options) -> tuple[list[bool], list[int]]:
-    """Whether each answer is right, and the supervision steps it took."""
-    right, steps = [], []
-    for first in range(0, len(examples), BATCH):
-        chunk = examples[first : first + BATCH]
-        prompt_BP = run.encoder.prompts(chunk)
-        response = run.method.generate(prompt_BP, max_new_tokens=run.max_new_tokens, **options)
-        texts = map(run.encoder.text, response.answers)
-        right += [text == example.answer for text, example in zip(texts, chunk, strict=True)]
-        steps += response.latent_steps
-    return right, steps
-
-
 @torch.no_grad()
 def asked(run: Loaded, n: int) -> dict:
     """Everything the table says of one trained arm."""
@@ -58,17 +43,12 @@ def asked(run: Loaded, n: int) -> dict:
     examples = list(task.split("test", n))
     groups = [task.group(example) for example in examples]
 
-    def by_group(values: list) -> dict[str, float]:
-        kinds = sorted(set(groups))
-        chosen = {kind: [v for v, g in zip(values, groups, strict=True) if g == kind] for kind in kinds}
-        return {kind: round(sum(own) / len(own), 4) for kind, own in chosen.items()}
-
     right, _ = said(run, examples)
     found = {
         "n": n,
         "accuracy": sum(right) / n,
         "interval": wilson(sum(right), n),
-        "by group": by_group(right),
+        "by group": by_group(right, groups),
         "parameters": parameters(run.method),
     }
     most = getattr(run.method.config, "supervision_steps", 1)
@@ -78,7 +58,7 @@ def asked(run: Loaded, n: int) -> dict:
         run.method.config = run.method.config.model_copy(update={"halt_cut": 0.5})
         halted, steps = said(run, examples)
         found |= {"halted accuracy": sum(halted) / n, "mean steps": sum(steps) / n}
-        found["mean steps by group"] = by_group(steps)
+        found["mean steps by group"] = by_group(steps, groups)
         run.method.config = run.method.config.model_copy(update={"halt_cut": None})
         for control in ("zero", "shuffle"):
             found[f"accuracy, {control}"] = sum(said(run, examples, control=control)[0]) / n

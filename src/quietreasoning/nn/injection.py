@@ -22,7 +22,8 @@ class SoftTokens(nn.Module):
         """rms: root mean square of the model's embeddings. start_D: every b_k at first but for a little
         noise, such as the embedding of a marker that stands before thoughts."""
         super().__init__()
-        self.rms = rms
+        # kept with the weights: a method is built before its model's weights are loaded
+        self.register_buffer("rms", torch.tensor(float(rms)))
         self.map = nn.Linear(width, width, bias=False)
         self.start_KD = nn.Parameter(start_D / rms + 0.1 * torch.randn(slots, width))
         self.gate_K = nn.Parameter(torch.ones(slots))

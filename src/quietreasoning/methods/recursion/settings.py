@@ -20,8 +20,8 @@ class Cell(Settings):
     """Layers of the network."""
     heads: int = Field(4, ge=1)
     """Attention heads."""
-    latent_steps: int = Field(6, ge=1)
-    """n: evaluations z <- f(z + y + x) in a round."""
+    latent_steps: int = Field(6, ge=0)
+    """n: evaluations z <- f(z + y + x) in a round; 0: y <- f(z + y + x) alone, a plain network."""
     rounds: int = Field(3, ge=1)
     """T: rounds in a supervision step; only the last one has a gradient."""
     mode: Literal["slots", "full"] = "slots"

@@ -19,7 +19,7 @@ FLOORS = (
     {"train", "evaluate"},
     {"report"},
     {"build"},
-    {"proof", "planning", "harvest"},
+    {"proof", "planning", "harvest", "push"},
     {"run"},
     {"demo"},
     {"cli"},

@@ -3,15 +3,17 @@
 import json
 import socket
 from fnmatch import fnmatch
+from inspect import signature
 from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, errors
+from huggingface_hub import HfApi, ModelCard, errors
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
+from quietreasoning.backbone.compressor_file import read_origin
 from quietreasoning.cli.main import app
 from quietreasoning.config import UserError
 from quietreasoning.data.config import build_task
@@ -98,13 +100,16 @@ class Recording:
         self.calls, self.fault = [], fault
 
     def create_repo(self, repo_id, **how):
+        signature(HfApi.create_repo).bind(self, repo_id, **how)
         self.calls.append(("create_repo", repo_id, how))
         return f"https://huggingface.co/{repo_id}"
 
     def create_branch(self, repo_id, **how):
+        signature(HfApi.create_branch).bind(self, repo_id, **how)
         self.calls.append(("create_branch", repo_id, how))
 
     def upload_folder(self, *, folder_path, **how):
+        signature(HfApi.upload_folder).bind(self, folder_path=folder_path, **how)
         if self.fault is not None:
             raise self.fault
         sent = {path.relative_to(folder_path).as_posix() for path in folder_path.rglob("*") if path.is_file()}
@@ -226,7 +231,11 @@ def test_compressors_go_along(llama, tmp_path):
         "  - {name: think, method: {name: recursion, layers: [last], compressor: counted, d_compressed: 4,"
         " cell: {width: 16, latent_steps: 1, rounds: 1}, blocks: 2, steps: 1, weights: {answer: 1}}}\n"
     )
-    trained(str(counted), tmp_path / "counted", f"backbone.path={llama}")
+    made = stage(trained(str(counted), tmp_path / "counted", f"backbone.path={llama}"), REPO, with_base=True)
+    pushed = [name for name, _ in made.files if name.startswith("comp")]
+    assert pushed == ["compressor-1.safetensors", "compressor-last.safetensors"]  # for others to think with
+    assert nowhere(made.folder, tmp_path, llama.parent)
+    assert read_origin(made.folder / pushed[0]).identity["path"] == "base"
     run = trained(str(thinking), tmp_path / "run", f"backbone.path={llama}")
     staged = stage(run, REPO, with_base=True)
     assert [name for name, _ in staged.files if name.startswith("comp")] == [

@@ -51,7 +51,8 @@ def stage_run(run: Path, draft: Path, *, base: str | None = None, with_base: boo
     chosen = find_checkpoint(run)
     state = checkpoint.read_json(chosen / "state.json")
     made = portable(config, state["stage_index"], base=base, with_base=with_base)
-    reports, notes = evaluations(folder, chosen)
+    newest = chosen == checkpoint.load_latest_valid(folder)[0]
+    reports, notes = evaluations(folder, chosen, newest)
     info = identity(folder, chosen)
     (draft / "config.yaml").write_text(dump_yaml(made.config.model_dump(mode="json")), encoding="utf-8")
     (draft / "run.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
@@ -61,7 +62,9 @@ def stage_run(run: Path, draft: Path, *, base: str | None = None, with_base: boo
         send_model(model, draft)
     if made.compressors is not None:
         layers = config.stages[state["stage_index"]].method.model_dump().get("layers")
-        send_compressors(made, layers, draft)
+        send_compressors(read_compressors(made.compressors, layers), made, draft / COMPRESSOR)
+    if newest:
+        send_compressors(sorted(folder.glob("compressor-*.safetensors")), made, draft)  # what it has made
     if reports:
         save(draft / "eval" / "rows.json", reports)
     if reports and (folder / "report.html").is_file():
@@ -102,37 +105,42 @@ def send_model(model: LocalModel, draft: Path) -> None:
     _copy(model.folder, draft / model.name, pattern, f"{model.key} must be there to push this run")
 
 
-def send_compressors(made: Portable, layers: Sequence[int | str] | None, draft: Path) -> None:
-    """Compressor files, their header naming the model as the pushed run does."""
+def read_compressors(folder: Path, layers: Sequence[int | str] | None) -> list[Path]:
+    """The files that a method reads of the folder its settings name; UserError where one is gone."""
     names = (
         [f"compressor-{layer}.safetensors" for layer in layers] if layers else ["compressor-*.safetensors"]
     )
-    found = [path for name in names for path in sorted(made.compressors.glob(name))]
+    found = [path for name in names for path in sorted(folder.glob(name))]
     if len(found) < len(names):
         raise UserError(
-            f"method.compressor={made.compressors}: {', '.join(names)} is not there. Put the folder back "
-            "that the run was trained with."
+            f"method.compressor={folder}: {', '.join(names)} is not there. Put the folder back that the run "
+            "was trained with."
         )
-    local = next((model for model in made.models if model.name == BASE), None)
-    for path in found:
+    return found
+
+
+def send_compressors(files: Sequence[Path], made: Portable, target: Path) -> None:
+    """Compressor files, their header naming the model as the pushed run does."""
+    local = any(model.name == BASE for model in made.models)
+    for path in files:
         origin = read_origin(path)
         who = dict(origin.identity)
-        if local is not None and "path" in who:
+        if local and "path" in who:
             who["path"] = BASE  # its sha256 stays and says which weights
         elif made.base is not None and "path" in who:
             who = {"path": made.base, "revision": made.config.backbone.revision or ""}
         compressor = load_compressor(
             path, identity=origin.identity, layer=origin.layer, hidden_size=origin.hidden_size
         )
-        save_compressor(draft / COMPRESSOR / path.name, compressor, replace(origin, identity=who))
+        save_compressor(target / path.name, compressor, replace(origin, identity=who))
 
 
-def evaluations(folder: Path, chosen: Path) -> tuple[tuple[Report, ...], tuple[str, ...]]:
+def evaluations(folder: Path, chosen: Path, newest: bool) -> tuple[tuple[Report, ...], tuple[str, ...]]:
     """What RUN/eval/rows.json says of this checkpoint, and what the user should know about it."""
     file = folder / "eval" / "rows.json"
     if not file.is_file():
         return (), ("no evaluation yet; quiet eval makes one, push again for its figures",)
-    if chosen != checkpoint.load_latest_valid(folder)[0]:
+    if not newest:
         return (), (
             f"{file.name} is of the newest checkpoint, not of {chosen.name}; its figures stay behind",
         )

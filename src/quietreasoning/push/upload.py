@@ -17,7 +17,16 @@ from huggingface_hub.utils import validate_repo_id
 
 from quietreasoning.config import UserError
 
-OURS = ("step-*", "base/*", "teacher/*", "compressor/*", "tokenizer/*", "eval/*", "report.html")
+OURS = (
+    "step-*",
+    "base/*",
+    "teacher/*",
+    "compressor/*",
+    "tokenizer/*",
+    "eval/*",
+    "compressor-*",
+    "report.html",
+)
 
 
 class Hub(Protocol):

@@ -1,11 +1,17 @@
 """`quiet plan` counts what is trained, multiplied and held; the doctor passes over stages of no steps."""
 
 import pytest
+import torch
+from small_smollm3 import REAL, write_model
 
 from quietreasoning.build import Builder, resolve
 from quietreasoning.config import UserError
+from quietreasoning.contract import IGNORE, Batch, Markers
 from quietreasoning.data.absent import ANSWER
+from quietreasoning.methods import METHODS
+from quietreasoning.methods.recursion.settings import RecursionSettings
 from quietreasoning.planning import DEVICES, count, estimate, held_bytes, meta_method, sample_batch
+from quietreasoning.planning.recursion import positions
 from quietreasoning.run import diagnose
 from quietreasoning.workspace.sizes import parameters
 
@@ -116,3 +122,66 @@ def test_files_that_are_there_are_read(tmp_path):
 def test_the_doctor_passes_over_stages_of_no_steps(tiny):
     only = tiny.model_copy(update={"stages": (tiny.stages[0], tiny.stages[-1])})
     assert [found.label for found in diagnose(Builder(only))] == ["warmstart_dense_ws"]
+
+
+# a frozen model that a reasoner thinks for
+
+
+def reasoned(sums, folder, *settings):
+    resolved = resolve("recursion/gsm8k", [f"data.path={sums}", f"backbone.path={folder}", *settings])
+    return resolved.config
+
+
+def test_the_3b_model_is_planned_from_its_configuration_alone(sums, tmp_path):
+    folder = write_model(tmp_path, sums, REAL, weights=False)
+    figures = estimate(reasoned(sums, folder))
+    # 36 blocks of attention (16 heads, 4 shared), a net and two norms, the last norm, and one tied table
+    own = 36 * (2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 11008 + 2 * 2048) + 2048 + 128256 * 2048
+    sizes = {name: figures[f"stage {name}, parameters"] for name in ("match", "answer", "halt", "reward")}
+    everything, trained = (int(part.split()[0].replace(",", "")) for part in sizes["answer"].split(", "))
+    assert own < everything < own + 15e6 and trained == everything - own - 513  # less the halting head
+    assert "513 trained" in sizes["halt"]
+    assert figures["memory per device, about"].endswith("GiB")
+    held = float(figures["memory per device, about"].split()[0]) * 2**30
+    assert 2 * own < held < 4 * own, "two bytes a weight; neither gradients nor moments of it"
+    assert figures["disk, at most"].endswith("GiB") and float(figures["disk, at most"].split()[0]) < 3
+
+
+def test_a_frozen_model_costs_its_weights_in_their_precision(sums, smollm3):
+    config = reasoned(sums, smollm3)
+    builder, stage = Builder(config), config.stages[1]
+    size = count(meta_method(builder, stage))
+    frozen = size.all - size.trained
+    assert size.weights - size.gradients in range(2 * frozen, 2 * frozen + 4 * 513 + 1)  # the head is unused
+    assert size.gradients == 4 * size.trained and size.state == 8 * size.trained
+
+
+@pytest.mark.parametrize(
+    ("settings", "learned"),
+    [
+        ({"weights": {"match": 1, "answer": 0}}, 0),
+        ({"weights": {"answer": 1}}, 3 * (2 + 1 + 3 - 1)),
+        ({"weights": {"answer": 1}, "supervise": "last"}, 2 + 1 + 3 - 1),
+        ({"weights": {"answer": 0, "halt": 1}}, 0),
+        ({"reward": {"group": 5}}, 2 + 1 + 5 * 3),
+    ],
+)
+def test_positions_with_a_graph_are_those_that_a_step_reads_with_one(sums, smollm3, settings, learned):
+    """Slots 2, answer prefix 1, answers of 3 with their end, 3 supervised steps; counted in a real step."""
+    config = reasoned(sums, smollm3, "backbone.dtype=float32")
+    method = METHODS["recursion"](
+        Builder(config).backbone(),
+        RecursionSettings.model_validate({"blocks": 2, "steps": 3, "cell": {"width": 16}, **settings}),
+        Markers(answer_prefix=(7,), eos=1),
+    )
+    ids = torch.full((4, 9), 5)
+    batch = Batch(torch.arange(4), ids, ids[:, None], ids[:, None, :1], ids[:, :3], torch.full((4,), IGNORE))
+    read, with_graph, _ = positions(method, batch)
+    assert with_graph == learned
+    with method.backbone.tap() as calls:
+        method.train()(batch)
+    if "reward" in settings:
+        return  # how long its answers are is drawn
+    heard = [(len(call.role_BT[0]), call.hidden_BTD.requires_grad) for call in calls]
+    assert sum(length for length, graph in heard if graph) == with_graph
+    assert sum(length for length, graph in heard if not graph) == read

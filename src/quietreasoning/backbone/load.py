@@ -40,39 +40,42 @@ def load_backbone(config: BackboneConfig, vocab_size: int, *, replaced: bool = F
     dtype = getattr(torch, config.dtype)
     if config.workspace is not None:
         model = _workspace(config, vocab_size, replaced).to(dtype)
-        identity = {"workspace": config.workspace.model_dump_json()}
     elif config.path is None:
         model = AutoModelForCausalLM.from_config(
             _scratch_shape(config.scratch, vocab_size), dtype=dtype, attn_implementation=config.attention
         )
         _drop_idle_norm(model)
-        identity = {"scratch": config.scratch.model_dump_json()}
     else:
         model = _load_pretrained(config, dtype, shape_will_do=replaced and config.tune == "full")
-        identity = _identity(config)
         if model.get_input_embeddings().num_embeddings < vocab_size:
             raise UserError(
                 f"backbone.path={config.path}: the tokenizer has {vocab_size} tokens, the embedding only "
                 f"{model.get_input_embeddings().num_embeddings}. Give the tokenizer of this model."
             )
     _refuse_unsupported(model, config)
-    backbone = Backbone(_tuned(model, config), config, identity)
+    backbone = Backbone(_tuned(model, config), config, _identity(config))
     _check_family(backbone, f"backbone.path={config.path}")
     return backbone
 
 
-def meta_backbone(config: BackboneConfig, vocab_size: int) -> Backbone:
-    """The same backbone without weights: shapes for planning, on the meta device."""
+def meta_backbone(config: BackboneConfig, vocab_size: int, *, identified: bool = False) -> Backbone:
+    """The same backbone without weights: shapes for planning, on the meta device.
+
+    A folder's configuration alone will do. identified: its weights are read, for what was made of them.
+    """
     if config.workspace is not None:
         shape = _workspace_shape(config, vocab_size)
     elif config.path is None:
         shape = _scratch_shape(config.scratch, vocab_size)
     else:
         shape = _read_shape(config)
+    identity = _identity(config) if identified else {"path": config.path} if config.path else {}
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape, attn_implementation=config.attention)
+        model = AutoModelForCausalLM.from_config(
+            shape, dtype=getattr(torch, config.dtype), attn_implementation=config.attention
+        )
         _drop_idle_norm(model)
-        return Backbone(_tuned(model, config), config, {"path": config.path} if config.path else {})
+        return Backbone(_tuned(model, config), config, identity)
 
 
 def _workspace_shape(config: BackboneConfig, vocab_size: int) -> WorkspaceConfig:
@@ -202,6 +205,10 @@ def _line(error: Exception) -> str:
 
 def _identity(config: BackboneConfig) -> dict[str, str]:
     """What a checkpoint writes down in place of borrowed weights."""
+    if config.workspace is not None:
+        return {"workspace": config.workspace.model_dump_json()}
+    if config.path is None:
+        return {"scratch": config.scratch.model_dump_json()}
     identity = {"path": str(config.path), "revision": config.revision or ""}
     folder = Path(config.path)
     if folder.is_dir():

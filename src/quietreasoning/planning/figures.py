@@ -2,7 +2,8 @@
 
 Parameters are counted on the meta device, lengths on 64 examples, speed by one matrix product here; FLOPs are
 6 a trained parameter and token (forward and backward), 2 where only read, and attention to half the tokens of
-a row. Rows of a table are read, not multiplied.
+a row. Rows of a table are read, not multiplied. A frozen model that a reasoner thinks for is counted by
+`recursion.py`, as its method reads it. Weights alone are held in the precision of `backbone.dtype`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from quietreasoning.data.batches import Batches, count_tokens
 from quietreasoning.data.config import build_task
 from quietreasoning.data.load import load_split
 from quietreasoning.methods import METHODS
+from quietreasoning.methods.recursion import Recursion
 from quietreasoning.optim.rowwise import rowwise_names
+from quietreasoning.planning.recursion import needs_weights, row_work
 from quietreasoning.train.settings import TrainConfig
+from quietreasoning.train.state import freeze_others
 from quietreasoning.workspace.sizes import parameters, working
 
 SAMPLE = 64
@@ -43,6 +47,8 @@ class Size:
     working: int  # that every token is multiplied with; the others are off, not chosen, or rows of a table
     tables: int = 0  # of the trained: in tables with row-wise state
     rows: int = 0  # of those tables
+    weights: int = 0  # bytes of all
+    gradients: int = 0  # bytes of those that are trained
 
     @property
     def state(self) -> int:
@@ -58,25 +64,20 @@ def estimate(config: RunConfig, absent: Sequence[str] = ()) -> dict[str, str]:
     peaks = dict.fromkeys(DEVICES, 0)
     for stage in config.stages:
         method = meta_method(builder, stage)
+        freeze_others(method, stage.train.enable)
         size, batch = count(method), sample_batch(builder, stage)
         tokens_step = count_tokens(batch) / len(batch) * stage.train.batch_size
         steps = stage.train.steps
         if steps is None:  # the budget is in tokens that the loss counts
             counted = method.units(batch).get("token", count_tokens(batch)) / len(batch)
             steps = max(1, round(stage.train.tokens / max(counted * stage.train.batch_size, 1)))
-        length = tokens_step / stage.train.batch_size
-        attention = 6 * method.backbone.num_layers * method.backbone.width * length
-        seconds = (
-            steps * tokens_step * (2 * size.working + 4 * min(size.working, size.trained) + attention) / speed
-        )
+        seconds = steps * step_flops(method, batch, stage.train, size) / speed
         if steps == 0:  # nothing but the weights is held and saved
-            size = replace(size, trained=0, tables=0, rows=0)
-        left_behind = activation_bytes(method.backbone, stage.train, size)
+            size = replace(size, trained=0, tables=0, rows=0, gradients=0)
         for devices in DEVICES:
-            lane = tokens_step / stage.train.accumulate / devices if steps else 0
-            peaks[devices] = max(
-                peaks[devices], held_bytes(size, stage.train, devices) + int(lane * left_behind)
-            )
+            rows = stage.train.batch_size / stage.train.accumulate / devices if steps else 0
+            left_behind = int(rows * row_bytes(method, batch, stage.train, size))
+            peaks[devices] = max(peaks[devices], held_bytes(size, stage.train, devices) + left_behind)
         whole_seconds += seconds
         disk += (4 * size.saved + size.state) * (stage.train.keep + 1 if steps else 1)
         figures[f"stage {stage.name}"] = (
@@ -100,9 +101,29 @@ def estimate(config: RunConfig, absent: Sequence[str] = ()) -> dict[str, str]:
     return figures
 
 
+def step_flops(method: Method, batch: Batch, train: TrainConfig, size: Size) -> float:
+    """Of one optimizer step."""
+    if isinstance(method, Recursion):
+        return train.batch_size * row_work(method, batch).flops
+    length = count_tokens(batch) / len(batch)
+    attention = 6 * method.backbone.num_layers * method.backbone.width * length
+    each = 2 * size.working + 4 * min(size.working, size.trained) + attention
+    return train.batch_size * length * each
+
+
+def row_bytes(method: Method, batch: Batch, train: TrainConfig, size: Size) -> float:
+    """Bytes that a row leaves behind for backward."""
+    each = activation_bytes(method.backbone, train, size)
+    if isinstance(method, Recursion):
+        work = row_work(method, batch)
+        return work.learned * each + work.thought_bytes
+    return count_tokens(batch) / len(batch) * each
+
+
 def meta_method(builder: Builder, stage: StageConfig) -> Method:
     """The stage's method, without memory for its weights."""
-    backbone = meta_backbone(builder.config.backbone, len(builder.tokenizer))
+    vocab, identified = len(builder.tokenizer), needs_weights(stage.method)
+    backbone = meta_backbone(builder.config.backbone, vocab, identified=identified)
     encoder = builder.encoder(stage.data, backbone.context)
     with torch.device("meta"):
         return METHODS[stage.method.name](backbone, stage.method, encoder.markers())
@@ -126,13 +147,15 @@ def count(method: Method) -> Size:
         working=active,
         tables=sum(sizes[name] for name in tables & trained),
         rows=rows,
+        weights=sum(p.nbytes for p in method.parameters()),
+        gradients=sum(p.nbytes for p in method.parameters() if p.requires_grad),
     )
 
 
 def held_bytes(size: Size, train: TrainConfig, devices: int) -> int:
     """Of weights, gradients and optimizer state on one device. With fsdp its share of all three, and beside
     it whole weights and gradients while a step runs."""
-    whole = 4 * size.all + 4 * size.trained
+    whole = size.weights + size.gradients
     if devices == 1 or train.sharding == "ddp":
         return whole + size.state
     return whole + (whole + size.state) // devices

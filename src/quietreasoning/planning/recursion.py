@@ -1,0 +1,76 @@
+"""What a stage of recursion does to a row: what the frozen model reads, what keeps a graph, what is thought.
+
+A frozen model has no gradient of its weights and no optimizer state. It reads a prompt once and keeps no
+graph of it; after each supervised step it reads soft tokens, answer prefix and answer, with the graph that
+the reasoner learns through: forward and as much again backward. Of the reasoner the last round has one.
+Its FLOPs are few, but one evaluation waits for another: on a fast device N_sup * T * (n + 1) of them take
+longer than they count for here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quietreasoning.contract import IGNORE, Batch, MethodConfig
+from quietreasoning.data.batches import count_tokens
+from quietreasoning.methods.recursion import Recursion
+
+KEPT = 34  # numbers a token, layer and width that backward needs, as of any transformer here
+
+
+@dataclass(frozen=True)
+class RowWork:
+    """Of one row, on the average."""
+
+    flops: float
+    learned: float  # positions of the model that keep a graph
+    thought_bytes: float  # that the reasoner keeps for backward
+
+
+def needs_weights(config: MethodConfig) -> bool:
+    """Whether the method is refused for other weights than those it was prepared with."""
+    return isinstance(config, Recursion.Config) and config.compressor is not None
+
+
+def row_work(method: Recursion, batch: Batch) -> RowWork:
+    """Work on a row of this batch in one optimizer step."""
+    config, backbone, cell = method.config, method.backbone, method.reasoner.config
+    table = backbone.width * backbone.vocab_size
+    blocks = sum(p.numel() for p in backbone.model.get_decoder().parameters()) - table
+    read, learned, said = positions(method, batch)
+    flops = 2 * blocks * (read + 2 * learned) + 6 * table * said
+
+    own = sum(p.numel() for p in method.reasoner.network.parameters())
+    prompt = float((batch.prompt_BP != IGNORE).sum()) / len(batch)
+    thinking = config.slots + (prompt if cell.mode == "full" else 0)  # positions that are updated
+    graph = cell.latent_steps + 1  # evaluations of the last round
+    times = 2 if config.reward is not None and config.reward.kl else 1  # the reference thinks as well
+    each = 2 * own * thinking * (times * cell.evaluations + 2 * graph)
+    kept = 4 * KEPT * graph * cell.layers * cell.width * thinking
+    return RowWork(flops + config.steps * each, learned, config.steps * kept)
+
+
+def positions(method: Recursion, batch: Batch) -> tuple[float, float, float]:
+    """Positions of a row that the model reads without a graph, with one, and at which its head speaks."""
+    config, w = method.config, method.config.weights
+    prompt = float((batch.prompt_BP != IGNORE).sum()) / len(batch)
+    answer = float((batch.answer_BA != IGNORE).sum()) / len(batch)
+    prefix = len(method.markers.answer_prefix)
+    mixed = config.slots if config.inject == "mixture" else 0
+    if config.reward is not None:
+        written = config.reward.group * answer
+        before = config.slots + prefix
+        reference = before + written if config.reward.kl else 0
+        return prompt + written + reference, before + written, mixed + 3 * written
+    times = 1 if config.supervise == "last" else config.steps
+    tail = times * (config.slots + prefix + answer - 1)
+    read, learned, said = prompt, 0.0, 0.0
+    if w.match or (w.halt and config.halting != "right"):
+        read += count_tokens(batch) / len(batch) - answer + prefix  # the model's own state behind the chain
+    if w.answer:
+        learned, said = tail, times * (answer + mixed)
+    elif w.halt and config.halting == "right":
+        read, said = read + tail, times * (answer + mixed)
+    if w.step:
+        said += times * config.slots
+    return read, learned, said

@@ -140,6 +140,8 @@ def _arguments(nproc: int) -> list[str]:
 
 def _tell(folder: Any, summary: dict[str, Any]) -> None:
     from quietreasoning.cli.output import print_table
+    from quietreasoning.config import UserError
+    from quietreasoning.data.pairs.folder import kept_rows
 
     names = ("asked", "finished", "truncated", "malformed", "oom", "wrong", "correct", "kept")
     rows = [(name, counts) for name, counts in [*summary["datasets"].items(), ("all", summary)]]
@@ -149,7 +151,12 @@ def _tell(folder: Any, summary: dict[str, Any]) -> None:
         spread = f"{lengths['mean']:g} ({lengths['least']}-{lengths['most']})" if lengths else "-"
         lines.append((name, *(counts[one] for one in names), spread))
     print_table(("data set", *names, "thinking tokens"), lines if len(lines) > 2 else lines[:1])
-    typer.echo(f"next: train on them with data.task=pairs data.path={folder}")
+    try:
+        kept_rows(folder)
+    except UserError as error:
+        typer.echo(f"nothing to train on: {error}")
+    else:
+        typer.echo(f"next: train on them with data.task=pairs data.path={folder}")
 
 
 @app.command("export-pairs")

@@ -163,6 +163,25 @@ def test_the_card_says_what_the_evaluation_says(run, staged):
     assert "No direct answer stands beside" in card.text
 
 
+def test_folders_of_this_machine_are_cut_to_names(run, tmp_path, monkeypatch):
+    rows = "".join(
+        json.dumps({"prompt": f"{i % 4} {i // 4 % 4} {i // 16}", "answer": str(i % 4)}) + "\n"
+        for i in range(64)
+    )
+    (tmp_path / "mine.jsonl").write_text(rows)
+    own = [f"data.path={tmp_path / 'mine.jsonl'}", "data.task=jsonl", f"eval.baselines=[{run}]"]
+    made = trained("plain/pointer", tmp_path / "own", SCRATCH, "data.train=20", "data.valid=8", *own)
+    info = json.loads((made / "run.json").read_text())
+    (made / "run.json").write_text(json.dumps(info | {"command": f"quiet train --out {made}"}))
+    staged = stage(made, REPO, tmp_path / "push")
+    assert nowhere(staged.folder, tmp_path, run.parent)
+    assert "path: mine.jsonl" in (staged.folder / "config.yaml").read_text()
+    assert any("data.path=FILE" in note for note in staged.notes)
+    assert evaluate_run(str(staged.folder), [f"data.path={tmp_path / 'mine.jsonl'}"])
+    monkeypatch.chdir(tmp_path)
+    assert same(made, staged.folder)
+
+
 def test_without_an_evaluation_the_card_says_so(run, tmp_path):
     older = sorted(run.glob("step-*"))[0]
     staged = stage(older, REPO, tmp_path / "push")

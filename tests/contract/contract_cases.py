@@ -66,6 +66,13 @@ CASES: dict[str, tuple[str, dict]] = {
     "slots-steps-only": ("slots", {"blocks": 2, "loops": 3, "weights": {"answer": 0}}),
     "recursion": ("recursion", {"blocks": 2, "steps": 2, "weights": {"step": 0.5, "halt": 0.5}, **CELL}),
     "recursion-grpo": ("recursion", {"blocks": 2, "steps": 2, "reward": REWARD, **CELL}),
+    "recursion-per-step": (
+        "recursion",
+        {
+            **{"blocks": 2, "steps": 3, "per_step_updates": True, "supervise": "reached"},
+            **{"inject": "affine", "weights": {"step": 0.5, "halt": 0.5}, **CELL},
+        },
+    ),
     "recursion-affine": (
         "recursion",
         {"blocks": 2, "steps": 3, "inject": "affine", "supervise": "last", **CELL},
@@ -122,6 +129,7 @@ CASES: dict[str, tuple[str, dict]] = {
         },
     ),
 }
+CARRYING = tuple(case for case in CASES if case.startswith("reasoner") or case.endswith("per-step"))
 GRIDS = tuple(case for case in CASES if case.startswith("reasoner"))  # an answer as long as the prompt
 WORKSPACE = tuple(case for case in CASES if case.startswith("workspace"))
 REWARDED = tuple(case for case in CASES if case.endswith("-grpo"))

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from contract_cases import (
+    CARRYING,
     CASES,
-    GRIDS,
     MARKERS,
     REWARDED,
     VOCAB,
@@ -73,8 +73,8 @@ def test_units_are_what_forward_sums(case):
             else:
                 assert term.total.item() == pytest.approx(units[term.unit] * math.log(VOCAB), rel=1e-5), name
         hits, counted = out.metrics.get("token_accuracy", (torch.zeros(()), None))
-        assert counted is None or units["token"] % int(counted) == 0  # metrics may be of the last step alone
-        assert (out.carry is None) == (case not in GRIDS) and not hits.requires_grad
+        assert not counted or units["token"] % int(counted) == 0  # metrics may be of the last step alone
+        assert (out.carry is None) == (case not in CARRYING) and not hits.requires_grad
 
 
 @pytest.mark.parametrize("case", CASES)

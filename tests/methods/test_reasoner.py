@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from quietreasoning.backbone import BackboneConfig, ScratchConfig, load_backbone
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Batch, Markers
-from quietreasoning.methods.reasoner import RecursiveReasoner, earliest
+from quietreasoning.methods.carried_rows import earliest
+from quietreasoning.methods.reasoner import RecursiveReasoner
 from quietreasoning.nn.recursion import think
 from quietreasoning.optim.settings import OptimConfig
 from quietreasoning.train.loop import train

@@ -197,3 +197,51 @@ def test_a_chain_state_is_that_of_the_model_reading_its_chain():
         with torch.no_grad():
             want_D = method.backbone(ids_1T, role_of(ids_1T, Role.PROMPT)).hidden_BTD[0, -1]
             torch.testing.assert_close(method._chain_state(rows)[b], want_D, rtol=1e-4, atol=1e-5)
+
+
+PER_STEP = {"per_step_updates": True, "supervise": "reached", "weights": {"step": 1, "halt": 1}}
+
+
+def test_row_by_row_a_carried_step_is_the_step_of_the_whole():
+    """Without halting, N carried steps of one batch lose what all N steps lose at once."""
+    rows = batch()
+    weights = {"weights": {"step": 1, "match": 1}}
+    whole = made(supervise="reached", **weights).eval()
+    single = made(**PER_STEP | weights).eval()
+    want, found, carry = whole(rows), {}, None
+    counts = dict.fromkeys(whole.units(rows), 0)
+    for step in range(1, 4):
+        for unit, count in single.units(rows, carry).items():
+            counts[unit] += count
+        out = single(rows, carry)
+        carry = out.carry
+        assert carry["step_B"].tolist() == [step] * len(rows)
+        for name, term in out.terms.items():
+            found[name] = found.get(name, 0) + term.total.detach()
+    assert carry["done_B"].all() and counts == whole.units(rows)
+    for name, term in want.terms.items():
+        torch.testing.assert_close(found[name], term.total.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_that_are_done_make_place_and_the_others_go_on():
+    rows, others = batch(6), batch(6)
+    others.keys_B.add_(100)
+    others.prompt_BP.clamp_(max=4)
+    method = halting_apart(made(**PER_STEP).eval(), rows)
+    carry = method(rows).carry
+    done_B = carry["done_B"]
+    assert done_B.any() and not done_B.all()
+    after = method(others, carry).carry
+    fresh = method(others).carry
+    for b in range(6):
+        new = bool(done_B[b])
+        assert after["keys_B"][b] == b + 100 * new and after["step_B"][b] == (1 if new else 2)
+        if new:
+            torch.testing.assert_close(after["y_BKD"][b], fresh["y_BKD"][b])
+    assert method.units(others, carry)["token"] >= 0
+
+
+def test_carried_steps_refuse_what_they_cannot_do():
+    for wrong in ({"supervise": "last"}, {"cell": {"mode": "full"}}):
+        with pytest.raises(ValueError, match="per_step_updates"):
+            Recursion.Config(**PER_STEP | wrong)

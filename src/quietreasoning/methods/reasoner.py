@@ -31,12 +31,10 @@ from quietreasoning.contract import (
 )
 from quietreasoning.losses.next_token import next_token
 from quietreasoning.losses.recursion import exactly_right, halt_when
+from quietreasoning.methods.carried_rows import earliest, renewed
 from quietreasoning.methods.writing import row_seeds
 from quietreasoning.nn.corrupt import corrupt
 from quietreasoning.nn.recursion import Carry, Given, Reasoner, RecursionConfig, think
-
-MASK31 = (1 << 31) - 1
-LONG_SHARE = 0.1  # of the rows may not halt before a random step (the paper's)
 
 
 class ReasonerWeights(Settings):
@@ -247,27 +245,4 @@ def join(new: dict[str, Tensor], carry: dict[str, Tensor] | None) -> dict[str, T
     """Rows still thinking from the carry, the new ones in the places of those that are done."""
     if carry is None:
         return new
-    width = max(new["prompt_BP"].shape[1], carry["prompt_BP"].shape[1])
-    rows = {}
-    for name, fresh in new.items():
-        held, done_B = carry[name], carry["done_B"]
-        if fresh.ndim == 2:
-            fresh, held = (F.pad(ids, (0, width - ids.shape[1]), value=IGNORE) for ids in (fresh, held))
-            done_B = done_B[:, None]
-        rows[name] = torch.where(done_B, fresh, held)
-    return rows
-
-
-def earliest(keys_B: Tensor, steps: int) -> Tensor:
-    """The first step at which a row may halt: 1, or for a tenth of the rows one of 2 to `steps`.
-
-    From the row's key alone, so that lanes and ranks cut rows. A key holds its epoch, so that a problem that
-    returns draws anew.
-    """
-    mixed_B = (keys_B ^ (keys_B >> 32)) & MASK31
-    for factor in (0x45D9F3B, 0x119DE1F3):  # odd: nothing is lost
-        mixed_B = (mixed_B * factor) & MASK31
-        mixed_B = mixed_B ^ (mixed_B >> 16)
-    share_B = mixed_B.double() / (MASK31 + 1)
-    later_B = 2 + (share_B / LONG_SHARE * max(steps - 1, 0)).long()
-    return torch.where(share_B < LONG_SHARE, later_B.clamp(max=steps), 1)
+    return {name: renewed(carry["done_B"], fresh, carry[name]) for name, fresh in new.items()}

@@ -22,6 +22,7 @@ from quietreasoning.losses.hidden_match import hidden_match
 from quietreasoning.losses.next_token import next_token
 from quietreasoning.losses.recursion import halt_above, halt_by_nearness, halt_when, nearness
 from quietreasoning.methods.latent import LatentMethod, Thoughts
+from quietreasoning.methods.recursion.per_step import Rows, at_step, carried, entered
 from quietreasoning.methods.recursion.reading import Reader, chosen_layers
 from quietreasoning.methods.recursion.settings import RecursionSettings
 from quietreasoning.methods.recursion.threshold import MovingThreshold
@@ -124,19 +125,23 @@ class Recursion(LatentMethod):
     # training
 
     def supervised_units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
-        config, w, counts = self.config, self.config.weights, {}
+        config, w, counts, step_B = self.config, self.config.weights, {}, None
         times = 1 if config.supervise == "last" else config.steps
+        if config.per_step_updates:
+            batch, step_B, *_ = entered(batch, carry)
         if w.answer:
             answers_B = (batch.answer_BA != IGNORE).sum(1)
-            counts["token"] = int(sum((answers_B * due_B).sum() for due_B in self._due(batch)))
+            counts["token"] = int(sum((answers_B * due_B).sum() for due_B in self._due(batch, step_B)))
         if w.step:
-            counts["slot"] = sum(map(count_targets, self._slot_targets(batch)))
+            counts["slot"] = sum(map(count_targets, self._slot_targets(batch, step_B)))
         if w.match or w.halt:
-            counts["sequence"] = times * len(batch)
+            counts["sequence"] = len(batch) if config.per_step_updates else times * len(batch)
         return counts
 
     def supervised(self, batch: Batch, carry: Any = None) -> StepOutput:
         config, terms = self.config, {}
+        if config.per_step_updates:
+            return self._one_step(entered(batch, carry))
         prompt = self.open(batch.prompt_BP)
         aims, given = self._aims(batch), self.given(prompt)
         state = self.reasoner.begin(given)
@@ -151,6 +156,21 @@ class Recursion(LatentMethod):
             for name, term in found.items():
                 terms[name] = replace(term, total=terms[name].total + term.total) if name in terms else term
         return StepOutput(terms, metrics)  # metrics of the last step
+
+    def _one_step(self, rows: Rows) -> StepOutput:
+        """The next supervision step of every row, whichever it is."""
+        prompt = self.open(rows.batch.prompt_BP)
+        given = self.given(prompt)
+        state = self.reasoner.begin(given)
+        if rows.state is not None:
+            state = rows.state.renew(rows.begins_B, state)
+        done = self.reasoner(given, state)
+        terms, metrics = self._score(prompt, done, self._aims(rows.batch, rows.step_B), 0)
+        learns_to_halt = self.config.weights.halt > 0
+        kept = carried(rows, done.carry, done.halt_B.detach(), self.config.steps, learns_to_halt)
+        ended_B = kept["done_B"]
+        metrics["steps_taken"] = (rows.step_B[ended_B].sum().float(), ended_B.sum())
+        return StepOutput(terms, metrics, kept)
 
     def _score(
         self, prompt: States, done: Thought, aims: Aims, step: int
@@ -227,35 +247,38 @@ class Recursion(LatentMethod):
             done = (right.float(), count)
         return Term(total, "sequence", self.config.weights.halt), done
 
-    def _due(self, batch: Batch) -> list[Tensor]:
+    def _due(self, batch: Batch, step_B: Tensor | None = None) -> list[Tensor]:
         """Rows [B] whose answer is asked for after each supervision step: with supervise=reached a row's own
-        chain must have ended by then, and what has not is asked for at the end."""
+        chain must have ended by then, and what has not is asked for at the end. step_B: only after these."""
         steps, supervise = self.config.steps, self.config.supervise
         count_B = (batch.steps_BKS != IGNORE).any(-1).sum(1)
         every_B = torch.ones_like(count_B, dtype=torch.bool)
         if supervise == "last":
-            return [every_B if step == steps else ~every_B for step in range(1, steps + 1)]
-        if supervise == "all":
-            return [every_B] * steps
-        return [(count_B <= step) if step < steps else every_B for step in range(1, steps + 1)]
+            due = [every_B if step == steps else ~every_B for step in range(1, steps + 1)]
+        elif supervise == "all":
+            due = [every_B] * steps
+        else:
+            due = [(count_B <= step) if step < steps else every_B for step in range(1, steps + 1)]
+        return due if step_B is None else [at_step(due, step_B)]
 
-    def _slot_targets(self, batch: Batch) -> list[Tensor]:
+    def _slot_targets(self, batch: Batch, step_B: Tensor | None = None) -> list[Tensor]:
         c = self.config
         target_BJW = step_targets(
             batch, c.target, c.blocks, c.width, repeat_last=c.repeat_last, align=c.align
         )
         due = due_targets(batch, target_BJW, c.supervise, c.steps, align=c.align)
-        return [asked_BJW.flatten(1) for asked_BJW in due]
+        asked = [asked_BJW.flatten(1) for asked_BJW in due]
+        return asked if step_B is None else [at_step(asked, step_B)]
 
-    def _aims(self, batch: Batch) -> Aims:
+    def _aims(self, batch: Batch, step_B: Tensor | None = None) -> Aims:
         config, w = self.config, self.config.weights
         compares = w.match or (w.halt and config.halting != "right")
         return Aims(
             visible_part(batch, self.markers, None),
-            self._slot_targets(batch),
-            self._due(batch),
+            self._slot_targets(batch, step_B),
+            self._due(batch, step_B),
             self._chain_state(batch) if compares else None,
-            torch.ones(len(batch), dtype=torch.bool, device=batch.prompt_BP.device),
+            torch.ones_like(batch.keys_B, dtype=torch.bool),
         )
 
     @torch.no_grad()

@@ -89,6 +89,9 @@ class RecursionSettings(RewardedConfig):
     the last block, right before the answer."""
     target: Literal["result", "step"] = "result"
     """Gold tokens of a block: the step's result, or the whole step; longer ones are cut to `width`."""
+    per_step_updates: bool = False
+    """One supervision step is one optimizer step (arXiv 2510.04871): a row keeps y and z, and makes place for
+    a new one after its last step or when its halting head is sure. Else all steps are one optimizer step."""
     repeat_last: bool = True
     """Blocks beyond the last step say it again; else they are free."""
     halting: Literal["right", "near", "above"] = "right"
@@ -122,6 +125,14 @@ class RecursionSettings(RewardedConfig):
             for name in ("threshold", "epochs"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name} has no effect with halting={self.halting}")
+        if self.per_step_updates:
+            wrong = {"cell.mode": self.cell.mode == "full", "supervise": self.supervise == "last"}
+            wrong["reward"] = self.reward is not None
+            for name in (name for name, is_wrong in wrong.items() if is_wrong):
+                raise ValueError(
+                    f"per_step_updates carries the slots and learns from gold after every step, which {name} "
+                    "contradicts; set cell.mode=slots, supervise=all or reached, reward=null"
+                )
         if self.blind and self.compressor is not None:
             raise ValueError("compressor has no effect with blind=true: nothing is read")
         return self

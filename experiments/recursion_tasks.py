@@ -28,7 +28,7 @@ from quietreasoning.data.config import build_task
 from quietreasoning.evaluate.statistics import wilson
 
 TRAINED = ("chain", "direct", "recursion", "constants", "feed-forward")
-HALT = 0.5
+CUTS = (0.5, 0.9)  # halting probabilities
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # relative to the mean variance; chosen on validation rows
 ROWS = {"train": 4000, "valid": 500}  # of ridge
 
@@ -96,13 +96,16 @@ def asked(run: Loaded, n: int, seconds: float) -> dict:
     found["by step and group"] = {step: by_group(own, groups) for step, own in per_step.items()}
     for control in ("zero", "shuffle"):
         found[control] = sum(said(run, examples, control=control)[0]) / n
-    if method.config.weights.halt:
-        method.config = method.config.model_copy(update={"halt_cut": HALT})
+    for cut in CUTS if method.config.weights.halt else ():
+        method.config = method.config.model_copy(update={"halt_cut": cut})
         halted, steps = said(run, examples)
         steps = [count / method.config.slots for count in steps]
-        found |= {"halted accuracy": sum(halted) / n, "mean steps": sum(steps) / n}
-        found["mean steps by group"] = by_group(steps, groups)
-        found["ms, halted"] = milliseconds(run, examples[:40])
+        found[f"halting at {cut}"] = {
+            "accuracy": sum(halted) / n,
+            "mean steps": sum(steps) / n,
+            "mean steps by group": by_group(steps, groups),
+            "ms": milliseconds(run, examples[:40]),
+        }
     return found
 
 
@@ -194,8 +197,10 @@ def main() -> None:
                 seconds = json.loads((options.out / f"{name}-{seed}/seconds.json").read_text())
                 found = asked(run, options.n, seconds)
                 rows = {name: found["accuracy"]}
-                for key in ("zero", "shuffle", "halted accuracy"):
+                for key in ("zero", "shuffle"):
                     rows |= {f"{name}, {key}": found[key]} if key in found else {}
+                for key in (f"halting at {cut}" for cut in CUTS):
+                    rows |= {f"{name}, {key}": found[key]["accuracy"]} if key in found else {}
                 rows |= {f"{name}, one step": found["by step"][1]} if "by step" in found else {}
             for key, value in rows.items():
                 table.setdefault(key, []).append(100 * value)

@@ -19,6 +19,10 @@ OPTIONS = {
     "list": [],
     "generate": ["run", "--prompt", "--effort", "--max-new-tokens"],
     "chat": ["run", "--effort", "--max-new-tokens"],
+    "push": [
+        *("run", "repo", "--dry-run", "--private", "--revision", "--out", "--license", "--base"),
+        *("--with-base", "--json"),
+    ],
 }
 
 

@@ -162,6 +162,7 @@ def test_a_frozen_model_costs_its_weights_in_their_precision(sums, smollm3):
         ({"weights": {"match": 1, "answer": 0}}, 0),
         ({"weights": {"answer": 1}}, 3 * (2 + 1 + 3 - 1)),
         ({"weights": {"answer": 1}, "supervise": "last"}, 2 + 1 + 3 - 1),
+        ({"weights": {"answer": 1}, "per_step_updates": True}, 2 + 1 + 3 - 1),
         ({"weights": {"answer": 0, "halt": 1}}, 0),
         ({"reward": {"group": 5}}, 2 + 1 + 5 * 3),
     ],

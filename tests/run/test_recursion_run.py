@@ -56,6 +56,18 @@ def test_a_dry_run_examines_every_stage_and_leaves_nothing(settings, tmp_path):
     assert [f"{stage}: healthy" in said for stage in STAGES] == [True] * 4 and not out.exists()
 
 
+@pytest.mark.parametrize("recipe", ["recursion/gsm8k", "recursion/gsm8k-tiny"])
+def test_the_settings_of_matching_are_those_of_its_stage_alone(sums, recipe):
+    """Those of the plan: a hundred epochs, a threshold of its own, an update at every supervision step."""
+    wish = {"epochs": 100, "threshold": 0.6, "per_step_updates": True}
+    words = [f"stages.match.method.{key}={str(value).lower()}" for key, value in wish.items()]
+    config = resolve(recipe, [f"data.path={sums}", *words]).config
+    methods = {stage.name: stage.method.model_dump() for stage in config.stages}
+    assert methods["match"] | wish == methods["match"]
+    for name in ("answer", "halt", "reward"):
+        assert not any(methods[name][key] == value for key, value in wish.items())
+
+
 def test_every_stage_learns_what_it_is_named_for(run):
     losses = {}
     for row in read_log(run / "log.jsonl"):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from quietreasoning.contract import IGNORE, Batch, MethodConfig
 from quietreasoning.data.batches import count_tokens
 from quietreasoning.methods.recursion import Recursion
+from quietreasoning.methods.recursion.settings import RecursionSettings
 
 KEPT = 34  # numbers a token, layer and width that backward needs, as of any transformer here
 
@@ -29,7 +30,7 @@ class RowWork:
 
 def needs_weights(config: MethodConfig) -> bool:
     """Whether the method is refused for other weights than those it was prepared with."""
-    return isinstance(config, Recursion.Config) and config.compressor is not None
+    return isinstance(config, RecursionSettings) and config.compressor is not None
 
 
 def row_work(method: Recursion, batch: Batch) -> RowWork:
@@ -47,7 +48,14 @@ def row_work(method: Recursion, batch: Batch) -> RowWork:
     times = 2 if config.reward is not None and config.reward.kl else 1  # the reference thinks as well
     each = 2 * own * thinking * (times * cell.evaluations + 2 * graph)
     kept = 4 * KEPT * graph * cell.layers * cell.width * thinking
-    return RowWork(flops + config.steps * each, learned, config.steps * kept)
+    steps = 1 if config.per_step_updates else config.steps
+    held = 1 if config.reward is not None else scored(config)  # an answer is sampled after the last step
+    return RowWork(flops + steps * each, learned, held * kept)
+
+
+def scored(config: RecursionSettings) -> int:
+    """Supervision steps of an optimizer step that have a loss."""
+    return 1 if config.supervise == "last" or config.per_step_updates else config.steps
 
 
 def positions(method: Recursion, batch: Batch) -> tuple[float, float, float]:
@@ -62,7 +70,7 @@ def positions(method: Recursion, batch: Batch) -> tuple[float, float, float]:
         before = config.slots + prefix
         reference = before + written if config.reward.kl else 0
         return prompt + written + reference, before + written, mixed + 3 * written
-    times = 1 if config.supervise == "last" else config.steps
+    times = scored(config)
     tail = times * (config.slots + prefix + answer - 1)
     read, learned, said = prompt, 0.0, 0.0
     if w.match or (w.halt and config.halting != "right"):

@@ -79,15 +79,16 @@ def with_own_markers(method, row):
     return chain
 
 
-@pytest.mark.parametrize("control", [None, "zero", "noise", "filler"])
+@pytest.mark.parametrize("control", [None, "noise", "filler"])
 @pytest.mark.parametrize("case", CASES)
 def test_answers_do_not_depend_on_the_batch(case, control, method_of):
     method = method_of(case)
     if control not in (None, *method.controls):
         return
-    alone = [said_by(method, prompts([row]), control=control)[0] for row in ROWS]
-    assert said_by(method, prompts(ROWS), control=control) == alone
-    assert said_by(method, prompts(ROWS[::-1], columns=13), control=control) == alone[::-1]
+    rows = ROWS if control is None else ROWS[:4]
+    alone = [said_by(method, prompts([row]), control=control)[0] for row in rows]
+    assert said_by(method, prompts(rows), control=control) == alone
+    assert said_by(method, prompts(rows[::-1], columns=13), control=control) == alone[::-1]
     assert said_by(method, prompts([2, 2, 0]), control=control) == [alone[2], alone[2], alone[0]]
     assert len({str(tokens) for tokens, *_ in alone}) > 1, "the test model says the same to everyone"
 

@@ -166,6 +166,7 @@ class Builder:
     def method(self, stage: StageConfig, before: Method | None = None) -> Method:
         """The stage's method, around the backbone of the stage before; parts of the same name carry over."""
         backbone = self.backbone() if before is None else before.backbone
+        backbone.thaw()
         encoder = Encoder(self.tokenizer, stage.data.format)
         method = METHODS[stage.method.name](backbone, stage.method, encoder.markers())
         if before is not None:

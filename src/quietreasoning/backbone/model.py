@@ -70,6 +70,7 @@ class Backbone(nn.Module):
         self.sliding = "sliding_attention" in layer_types(model.config)
         self.is_workspace = isinstance(model, WorkspaceForCausalLM)
         self._taps: list[list[Call]] = []
+        self._learns = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
 
     @property
     def borrowed(self) -> tuple[str, ...]:
@@ -77,6 +78,11 @@ class Backbone(nn.Module):
         if self.tune == "full" or "path" not in self.identity:
             return ()
         return tuple(key for key in self.state_dict() if "lora_" not in key)
+
+    def thaw(self) -> None:
+        """What may learn by `backbone.tune` may again, whatever a method before has frozen."""
+        for name, p in self.model.named_parameters():
+            p.requires_grad_(name in self._learns)
 
     def embed(self, ids_BT: Tensor) -> Tensor:
         """Token embeddings [B, T, D]; IGNORE reads as token 0 and must be masked by its role."""

@@ -26,6 +26,7 @@ from quietreasoning.build import Loaded, Resolved, RunConfig, StageConfig, resol
 from quietreasoning.contract import Batch
 from quietreasoning.data.config import build_task
 from quietreasoning.evaluate.statistics import wilson
+from quietreasoning.methods.recursion.probe import head_alone
 
 TRAINED = ("chain", "direct", "recursion", "constants", "feed-forward")
 CUTS = (0.5, 0.9)  # halting probabilities
@@ -96,6 +97,9 @@ def asked(run: Loaded, n: int, seconds: float) -> dict:
     found["by step and group"] = {step: by_group(own, groups) for step, own in per_step.items()}
     for control in ("zero", "shuffle"):
         found[control] = sum(said(run, examples, control=control)[0]) / n
+    batch = run.encoder.batch(examples)
+    told_B = torch.cat([head_alone(method, prompt_BP) for prompt_BP in batch.prompt_BP.split(500)])
+    found["head alone"] = float((told_B == batch.answer_BA[:, 0]).double().mean())
     for cut in CUTS if method.config.weights.halt else ():
         method.config = method.config.model_copy(update={"halt_cut": cut})
         halted, steps = said(run, examples)

@@ -8,6 +8,7 @@ from quietreasoning.backbone import BackboneConfig, ScratchConfig, load_backbone
 from quietreasoning.contract import IGNORE, Batch, Markers, Role
 from quietreasoning.losses.recursion import NearEnough
 from quietreasoning.methods.recursion import Recursion
+from quietreasoning.methods.recursion.probe import head_alone
 from quietreasoning.methods.recursion.threshold import MovingThreshold
 
 VOCAB, EOS, PREFIX = 24, 23, 22
@@ -245,3 +246,15 @@ def test_carried_steps_refuse_what_they_cannot_do():
     for wrong in ({"supervise": "last"}, {"cell": {"mode": "full"}}):
         with pytest.raises(ValueError, match="per_step_updates"):
             Recursion.Config(**PER_STEP | wrong)
+
+
+def test_the_probe_reads_the_last_slot_that_training_reads():
+    """Told its own words as gold, every slot that repeats the only step is right where the last one is."""
+    rows, method = batch(), made(blocks=1, weights={"step": 1, "answer": 0}, supervise="last").eval()
+    said_B = head_alone(method, rows.prompt_BP)
+    rows.results_BKR[:, 0, 0] = said_B
+    hits, count = method(rows).metrics["step_accuracy"]
+    assert int(hits) == int(count) == len(rows)
+    assert torch.equal(said_B, head_alone(method, rows.prompt_BP, effort=3))
+    rows.results_BKR[:, 0, 0] = head_alone(method, rows.prompt_BP, effort=1)
+    assert int(method(rows).metrics["step_accuracy"][0]) < len(rows)

@@ -32,7 +32,7 @@ def test_a_recipe_ends_in_a_method_of_its_folder(name):
     assert settle(name).config.stages[-1].method.name in FAMILIES.get(folder, {folder})
 
 
-LAPTOP = ("tiny", "/pointer", "/sudoku", "/sudoku-6", "/maze")  # small as they are
+LAPTOP = ("tiny", "/pointer", "/permutation", "/sudoku", "/sudoku-6", "/maze")  # small as they are
 TWINS = {name: f"{name}-tiny" for name in RECIPES if not name.endswith(LAPTOP)}
 TWINS["workspace/3b"] = "workspace/tiny"
 

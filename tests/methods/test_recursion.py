@@ -258,3 +258,10 @@ def test_the_probe_reads_the_last_slot_that_training_reads():
     assert torch.equal(said_B, head_alone(method, rows.prompt_BP, effort=3))
     rows.results_BKR[:, 0, 0] = head_alone(method, rows.prompt_BP, effort=1)
     assert int(method(rows).metrics["step_accuracy"][0]) < len(rows)
+
+
+def test_with_a_reward_all_that_shapes_the_answer_learns_and_nothing_else():
+    reward = {"group": 2, "max_answer_tokens": 2}
+    method = made(inject="affine", reward=reward, weights={"answer": 0, "halt": 1})
+    assert not any(p.requires_grad for p in method.reasoner.halt.parameters())
+    assert all(p.requires_grad for p in method.soft.parameters())

@@ -90,7 +90,7 @@ def compressors(smollm3, tmp_path):
 )
 def test_a_compressor_of_other_states_is_refused(refused, compressors, smollm3, other, says):
     compressors(**other)
-    for start in (TRAIN, ["plan", *TRAIN[1:]]):
+    for start in (TRAIN, ["plan", *TRAIN[1:-1]]):
         said = refused(*start, *TASK, "stages.match.method.compressor=HERE")
         assert f"compressor-2.safetensors was made of {says.replace('MODEL', str(smollm3))}" in said
         assert "Make one of these states, or read those it was made of" in said
@@ -99,7 +99,7 @@ def test_a_compressor_of_other_states_is_refused(refused, compressors, smollm3, 
 def test_its_own_is_taken_and_no_more_of_it_than_it_holds(command, refused, compressors):
     compressors()
     wish = [*TASK, "stages.match.method.compressor=HERE"]
-    assert command("plan", *TRAIN[1:], *wish, f"stages.match.method.d_compressed={HELD}")[0] == 0
+    assert command("plan", *TRAIN[1:-1], *wish, f"stages.match.method.d_compressed={HELD}")[0] == 0
     said = refused(*TRAIN, *wish, "stages.match.method.d_compressed=7")
     assert "holds 6 directions, width=7 was asked for. Choose 1 to 6, or make a wider one" in said
     said = refused(*TRAIN, *TASK, "stages.match.method.d_compressed=7")
@@ -110,10 +110,12 @@ def test_its_own_is_taken_and_no_more_of_it_than_it_holds(command, refused, comp
 def test_a_layer_that_the_model_lacks_is_refused(refused, layer):
     said = refused(*TRAIN, *TASK, f"stages.match.method.layers=[{layer}]")
     assert "this model has 4 blocks. Choices: 0 to 4" in said and "pre_norm, last" in said and layer in said
+    assert "method.layers: " in said and refused("plan", *TRAIN[1:-1], *TASK, f"method.layers=[{layer}]")
 
 
 def test_a_folder_without_compressors_is_refused(refused):
     said = refused(*TRAIN, *TASK, "stages.match.method.compressor=HERE")
+    assert "method.compressor: " in said
     assert "compressor-2.safetensors: there is no such file. Make one, or give its path" in said
 
 

@@ -64,15 +64,16 @@ class Recursion(LatentMethod):
     def __init__(self, backbone: Backbone, config: RecursionSettings, markers: Markers):
         super().__init__(backbone, config, markers)
         backbone.requires_grad_(False)
-        layers = chosen_layers(config.layers, backbone.num_layers)
+        layers = chosen_layers(backbone, config.layers)
         self.reader = Reader(backbone, layers, config.compressor, config.d_compressed)
         self.reasoner = Reasoner(config.cell.build(self.reader.width, backbone.width, config.slots))
-        self.reasoner.halt.requires_grad_(config.weights.halt > 0)
+        rewarded = config.reward is not None  # then only what shapes the answer learns, and all of it
+        self.reasoner.halt.requires_grad_(config.weights.halt > 0 and not rewarded)
         self.soft = None
         if config.inject == "affine":
             start_D = filler_embedding(backbone, markers, backbone.model.device).detach().float()
             self.soft = SoftTokens(backbone.width, config.slots, embedding_rms(backbone), start_D)
-            self.soft.requires_grad_(config.weights.answer > 0)
+            self.soft.requires_grad_(config.weights.answer > 0 or rewarded)
         moves = config.halting == "above" and config.weights.halt > 0
         self.threshold = MovingThreshold(config.threshold, config.epochs) if moves else None
         self.start_policy()

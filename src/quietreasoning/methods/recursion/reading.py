@@ -5,6 +5,8 @@ Shapes: B rows, P prompt tokens, L layers, D width, W = numbers the reasoner rea
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,14 +15,25 @@ from torch.nn import functional as F
 
 from quietreasoning.backbone import Backbone
 from quietreasoning.backbone.compressor_file import load_compressor
-from quietreasoning.backbone.states import PRE_NORM, Layer
+from quietreasoning.backbone.states import PRE_NORM, Layer, watch
+from quietreasoning.config import UserError
 from quietreasoning.nn.compressor import Compressor
 
 
-def chosen_layers(layers: tuple[Layer, ...] | None, blocks: int) -> tuple[Layer, ...]:
+def chosen_layers(backbone: Backbone, layers: tuple[Layer, ...] | None) -> tuple[Layer, ...]:
     """Those named, or the middle one and the last before the final norm: the last alone already looks ahead
-    to one next token and has little of the prompt left."""
-    return layers or (max(1, blocks // 2), PRE_NORM)
+    to one next token and has little of the prompt left. UserError where the model has no such layer."""
+    with named("method.layers"), watch(backbone.model, layers or ()):
+        return layers or (max(1, backbone.num_layers // 2), PRE_NORM)
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Faults found inside are told with the setting that they come from."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def compressor_path(folder: str | Path, layer: Layer) -> Path:
@@ -35,16 +48,17 @@ class Reader(nn.Module):
         """UserError where a compressor is missing or was made of other states."""
         super().__init__()
         self.layers = layers
-        self.compressors = nn.ModuleList(
-            load_compressor(
-                compressor_path(folder, layer),
-                identity=backbone.identity,
-                layer=layer,
-                hidden_size=backbone.width,
-                width=width,
+        with named("method.compressor"):
+            self.compressors = nn.ModuleList(
+                load_compressor(
+                    compressor_path(folder, layer),
+                    identity=backbone.identity,
+                    layer=layer,
+                    hidden_size=backbone.width,
+                    width=width,
+                )
+                for layer in (layers if folder is not None else ())
             )
-            for layer in (layers if folder is not None else ())
-        )
         parts = [compressor.width for compressor in self.compressors] or [backbone.width] * len(layers)
         self.width = sum(parts)
 

@@ -17,6 +17,7 @@ from quietreasoning.contract import IGNORE
 from quietreasoning.methods import METHODS
 from quietreasoning.train.doctor import examine
 
+CELL = {"steps": 2, "cell": {"width": 16, "latent_steps": 1, "rounds": 2}}
 VARIANTS = [
     ("plain", {}),
     ("cot", {}),
@@ -33,8 +34,8 @@ VARIANTS = [
     ("slots", {"blocks": 3, "width": 2, "loops": 2, "target": "step"}),
     ("lm", {}),
     ("compressor", {"kind": "tied", "d_compressed": 8}),
-    ("recursion", {"weights": {"step": 1.0}}),
-    ("recursion", {"weights": {"match": 1.0, "halt": 0.5}, "inject": "affine", "supervise": "reached"}),
+    ("recursion", {"weights": {"step": 1.0}} | CELL),
+    ("recursion", {"weights": {"match": 1.0, "halt": 0.5}, "inject": "affine"} | CELL),
 ]
 
 

@@ -132,6 +132,7 @@ CASES: dict[str, tuple[str, dict]] = {
 CARRYING = tuple(case for case in CASES if case.startswith("reasoner") or case.endswith("per-step"))
 GRIDS = tuple(case for case in CASES if case.startswith("reasoner"))  # an answer as long as the prompt
 WORKSPACE = tuple(case for case in CASES if case.startswith("workspace"))
+FIRST = tuple({name: case for case, (name, _) in reversed(CASES.items())}.values())  # one of each method
 REWARDED = tuple(case for case in CASES if case.endswith("-grpo"))
 NULLS = ("pause-none", "continuous-none", "slots-none", "coconut-start")
 

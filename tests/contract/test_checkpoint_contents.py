@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contract_cases import CASES, VOCAB, backbone_for, batch_of, go, make, rows_of, scratch, start
+from contract_cases import FIRST, VOCAB, backbone_for, batch_of, go, make, rows_of, scratch, start
 from safetensors.torch import load_file
 
 from quietreasoning.backbone import BackboneConfig, LoraConfig, load_backbone
@@ -53,7 +53,7 @@ def test_all_but_the_borrowed(case, tune, folder, tmp_path):
     assert all(torch.equal(t, again.state_dict()[name]) for name, t in method.state_dict().items())
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", FIRST)
 def test_tied_embeddings_come_back_tied(case, tmp_path):
     method = make(case, backbone_for(case, tie=True))
     path = saved(method, case, tmp_path)

@@ -7,8 +7,8 @@ twin makes again at every evaluation, as a stock module does, and the reasoner o
 CPU seconds; `--compile` adds torch.compile of the small network. Then rows that halt at their own step
 beside rows that all take all steps: the share of the time should be the share of the steps.
 
-Fails below twice the twin's speed in mode slots, which is what the method `recursion` uses, at prompts of
-192.
+Fails below twice the twin's speed in mode slots, which is what the method `recursion` uses, at 16 rows
+of 192.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
     python experiments/reasoner_grids.py recursion/sudoku-6 --seeds 0 1 2 --out runs/grids-6
 
 Arms: `recursion`, the recipe as it is; `once`, the same net with one evaluation and one supervision step,
-trained for more CPU seconds, in which it takes more steps; `direct`, where asked for with --arms, a causal
-model of about as many parameters that writes the answer token by token. CPU seconds are those of the whole
+trained for more CPU seconds, in which it takes more steps; CPU seconds are those of the whole
 training process, with drawing the puzzles. All are asked the same test puzzles: accuracy with its interval,
 after every supervision step, by group of difficulty, and the steps taken with halting on.
 """
@@ -28,12 +27,8 @@ def settings(name: str, steps: int) -> list[str]:
     shared = [f"train.steps={steps}", "train.eval_every=0", "train.save_every=0"]
     if name == "recursion":
         return shared
-    if name == "once":
-        once = {"latent_steps": 0, "rounds": 1, "supervision_steps": 1}
-        return shared + [f"stages.think.method.{key}={value}" for key, value in once.items()]
-    shape = {"layers": 2, "width": 80, "heads": 4}  # 200,000 parameters and what the vocabulary takes
-    own = [f"backbone.scratch.{key}={value}" for key, value in shape.items()]
-    return [*shared, *own, 'stages.think.method={"name": "plain"}']
+    once = {"latent_steps": 0, "rounds": 1, "supervision_steps": 1}
+    return shared + [f"stages.think.method.{key}={value}" for key, value in once.items()]
 
 
 @torch.no_grad()
@@ -80,7 +75,7 @@ def steps_for(options: argparse.Namespace, name: str, seconds: float) -> int:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("recipe")
-    arguments.add_argument("--arms", nargs="+", default=["recursion", "once"])
+    arguments.add_argument("--arms", nargs="+", default=["recursion", "once"], choices=["recursion", "once"])
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments.add_argument("--out", type=Path, default=Path("runs/grids"))
     arguments.add_argument("--n", type=int, default=1000)

@@ -239,7 +239,9 @@ def test_rows_that_are_done_make_place_and_the_others_go_on():
         assert after["keys_B"][b] == b + 100 * new and after["step_B"][b] == (1 if new else 2)
         if new:
             torch.testing.assert_close(after["y_BKD"][b], fresh["y_BKD"][b])
-    assert method.units(others, carry)["token"] >= 0
+    steps_B = torch.tensor([1 + b % 3 for b in range(6)])  # gold steps, by which an answer can be asked for
+    due_B = steps_B <= after["step_B"]
+    assert method.units(others, carry)["token"] == 2 * int(due_B.sum())
 
 
 def test_carried_steps_refuse_what_they_cannot_do():
@@ -265,3 +267,9 @@ def test_with_a_reward_all_that_shapes_the_answer_learns_and_nothing_else():
     method = made(inject="affine", reward=reward, weights={"answer": 0, "halt": 1})
     assert not any(p.requires_grad for p in method.reasoner.halt.parameters())
     assert all(p.requires_grad for p in method.soft.parameters())
+
+
+@pytest.mark.parametrize("read", [{"layers": (1,)}, {"compressor": "a folder"}])
+def test_constants_take_no_setting_of_what_is_read(read):
+    with pytest.raises(ValueError, match=r"has no effect with blind=true"):
+        Recursion.Config(blind=True, **read)

@@ -133,6 +133,7 @@ class RecursionSettings(RewardedConfig):
                     f"per_step_updates carries the slots and learns from gold after every step, which {name} "
                     "contradicts; set cell.mode=slots, supervise=all or reached, reward=null"
                 )
-        if self.blind and self.compressor is not None:
-            raise ValueError("compressor has no effect with blind=true: nothing is read")
+        for name in ("compressor", "layers"):
+            if self.blind and getattr(self, name) is not None:
+                raise ValueError(f"{name} has no effect with blind=true: nothing is read")
         return self

@@ -60,18 +60,6 @@ def asked(run: Loaded, n: int) -> dict:
     return found
 
 
-def steps_for(options: argparse.Namespace, name: str, seconds: float) -> int:
-    """How many steps of an arm take half as many CPU seconds again, by two short trainings of it, which tell
-    roughly: no other arm shall have less."""
-    taken = []
-    for steps in (20, 120):
-        folder = options.out / f"probe-{name}-{steps}"
-        found = resolve(options.recipe, settings(name, steps), str(folder))
-        trained(found)
-        taken.append(json.loads((folder / "seconds.json").read_text()))
-    return max(1, round(120 + (1.5 * seconds - taken[1]) / ((taken[1] - taken[0]) / 100)))
-
-
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("recipe")
@@ -80,16 +68,17 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, default=Path("runs/grids"))
     arguments.add_argument("--n", type=int, default=1000)
     arguments.add_argument("--steps", type=int, help="of recursion; the recipe's own number if left out")
+    arguments.add_argument("--once-steps", type=int, help="of once; the table says what CPU time they took")
     options = arguments.parse_args()
+    if "once" in options.arms and not options.once_steps:
+        arguments.error("the arm once needs --once-steps: as many as take at least recursion's CPU seconds")
     own = options.steps or resolve(options.recipe).config.stages[-1].train.steps
-    seconds = 0.0
     for name in options.arms:
-        steps = own if name == "recursion" else steps_for(options, name, seconds)
+        steps = own if name == "recursion" else options.once_steps
         for seed in options.seeds:
             folder = options.out / f"{name}-{seed}"
             run = trained(resolve(options.recipe, [*settings(name, steps), f"seed={seed}"], str(folder)))
             spent = json.loads((folder / "seconds.json").read_text())
-            seconds = max(seconds, spent) if name == "recursion" else seconds
             found = {
                 "arm": name,
                 "seed": seed,

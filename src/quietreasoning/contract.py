@@ -56,6 +56,11 @@ class Batch:
     results_BKR: Tensor  # the tokens of each step's result alone
     answer_BA: Tensor  # answer, then end of sequence; without the answer prefix; text has none
     rare_B: Tensor  # 1: the answer is a long-tail fact, 0: a popular one, IGNORE: unknown
+    instructed_BP: Tensor | None = None  # the prompt as a teacher alone reads it; none: [B, 0]
+
+    def __post_init__(self) -> None:
+        if self.instructed_BP is None:
+            object.__setattr__(self, "instructed_BP", self.prompt_BP[:, :0])
 
     def to(self, device: torch.device | str) -> Batch:
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})

@@ -201,3 +201,19 @@ def test_rationale_words_count_where_they_are_one_known_token():
     found = Encoder(trained, Format(rationale=("thus", "zebra"))).markers().rationale
     assert trained.convert_ids_to_tokens(list(found)) == ["Ġthus"]
     assert Encoder(trained, Format(rationale=())).markers().rationale == ()
+
+
+def test_an_instruction_is_read_by_a_teacher_alone(bpe):
+    rows = [example(), example(id="other", prompt="How many eggs are left in the basket?")]
+    bare, told = (Encoder(bpe, Format(instruction=text)) for text in (None, "Think step by step. "))
+    unchanged, batch = bare.batch(rows), told.batch(rows)
+    assert unchanged.instructed_BP.shape == (2, 0)
+    for name in ("prompt_BP", "steps_BKS", "answer_BA"):
+        assert torch.equal(getattr(unchanged, name), getattr(batch, name))
+    for row, ids_P in zip(rows, batch.instructed_BP, strict=True):
+        assert told.text(ids_P[ids_P != IGNORE].tolist()) == "Think step by step. " + row.prompt
+    longest = int((batch.instructed_BP != IGNORE).sum(1).max())
+    tight = Encoder(bpe, told.format, context=longest)
+    assert tight.fit(rows[1:]) == [False]
+    with pytest.raises(UserError, match=r"under format\.instruction"):
+        tight.encode(rows[1])

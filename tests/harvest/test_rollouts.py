@@ -12,7 +12,7 @@ from quietreasoning.backbone.sampling import sample
 from quietreasoning.backbone.states import read_states, watch
 from quietreasoning.build import open_run
 from quietreasoning.contract import IGNORE, Role
-from quietreasoning.data.encoder import pad_left
+from quietreasoning.data.padding import pad_left
 from quietreasoning.data.pairs.folder import OUTCOMES, WHOLE, read_rows
 from quietreasoning.data.pairs.shards import PairStates, Rollout, write_shard
 

@@ -30,6 +30,8 @@ class Format(Settings):
     """Write the prompt as a user message in the tokenizer's chat template."""
     system: str | None = None
     """System message of the chat template."""
+    instruction: str | None = None
+    """Text before the prompt, in a chat its system message, that a teacher alone reads (method bake)."""
     rationale: tuple[str, ...] = RATIONALE
     """Words that betray a visible chain, for methods that penalise them in answers; only those that are one
     token count."""

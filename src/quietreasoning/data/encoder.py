@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -20,9 +19,9 @@ from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Batch, Markers
 from quietreasoning.data.config import Format
 from quietreasoning.data.example import Example
+from quietreasoning.data.padding import Ids, pad_left, pad_right, pad_steps
 from quietreasoning.data.tasks.base import digest
 
-Ids = NDArray[np.int32]
 _ANSWER = "\0"  # in place of a result: the text is an answer
 _CACHE = 200_000  # step and answer texts recur; beyond this many the cache starts anew
 
@@ -38,6 +37,7 @@ class Encoded:
     result_lengths: Ids
     answer: Ids  # ends with the end of sequence
     rare: int = IGNORE  # 1: the answer is a long-tail fact, 0: a popular one
+    instructed: Ids | None = None  # the prompt under `format.instruction`, where there is one
 
 
 class Encoder:
@@ -101,8 +101,8 @@ class Encoder:
         if any(example.ids is not None for example in examples):
             return [self._window(example) for example in examples]
         self._learn(examples)
-        prompts = self.prompt_ids([example.prompt for example in examples])
-        return [self._assemble(example, ids) for example, ids in zip(examples, prompts, strict=True)]
+        pairs = self._both_ids(examples)
+        return [self._assemble(example, *ids) for example, ids in zip(examples, pairs, strict=True)]
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """The examples as one batch, outside of training."""
@@ -121,13 +121,23 @@ class Encoder:
                 )
         return [np.array([*self._start, *ids, self._eos], dtype=np.int32) for ids in found]
 
-    def prompt_ids(self, prompts: Sequence[str]) -> list[Ids]:
-        """Ids of each prompt with its suffix, or in the chat template; no limit is checked."""
+    def prompt_ids(self, prompts: Sequence[str], instruction: str | None = None) -> list[Ids]:
+        """Ids of each prompt with its suffix, or in the chat template; no limit is checked.
+
+        instruction: stands before the prompt, in a chat as the system message.
+        """
         if self.format.chat:
-            texts = [self._chat(prompt) for prompt in prompts]
+            texts = [self._chat(prompt, instruction) for prompt in prompts]
             return [np.array(ids, dtype=np.int32) for ids in self._ids(texts)]
-        texts = [prompt + self.format.prompt_suffix for prompt in prompts]
+        before = "" if instruction is None else instruction
+        texts = [before + prompt + self.format.prompt_suffix for prompt in prompts]
         return [np.array(self._start + ids, dtype=np.int32) for ids in self._ids(texts)]
+
+    def _both_ids(self, examples: Sequence[Example]) -> list[tuple[Ids, Ids | None]]:
+        """Ids of each prompt, and of the prompt under the instruction where the format has one."""
+        texts, instruction = [example.prompt for example in examples], self.format.instruction
+        taught = [None] * len(texts) if instruction is None else self.prompt_ids(texts, instruction)
+        return list(zip(self.prompt_ids(texts), taught, strict=True))
 
     def prompts(self, examples: Sequence[Example]) -> Tensor:
         """prompt_BP for `Method.generate`, padded on the left; UserError where one is too long."""
@@ -166,13 +176,16 @@ class Encoder:
     def fit(self, examples: Sequence[Example]) -> list[bool]:
         """Whether each example keeps within both limits."""
         self._learn(examples)
-        prompts = self.prompt_ids([example.prompt for example in examples])
-        return [self._fits(len(ids), self._length(e, ids)) for e, ids in zip(examples, prompts, strict=True)]
+        pairs = self._both_ids(examples)
+        return [
+            self._fits(len(ids[0]), self._length(e, *ids)) for e, ids in zip(examples, pairs, strict=True)
+        ]
 
-    def _length(self, example: Example, prompt: Ids) -> int:
-        """Tokens of prompt, steps, answer prefix, answer and end of sequence."""
+    def _length(self, example: Example, prompt: Ids, instructed: Ids | None) -> int:
+        """Tokens of the prompt, the longer one, with steps, answer prefix, answer and end of sequence."""
         parts = [*zip(example.steps, example.results, strict=True), (example.answer, _ANSWER)]
-        return len(prompt) + sum(len(self._parts[part][0]) for part in parts) + len(self._prefix) + 1
+        longest = max(len(prompt), 0 if instructed is None else len(instructed))
+        return longest + sum(len(self._parts[part][0]) for part in parts) + len(self._prefix) + 1
 
     def _fits(self, prompt_length: int, length: int) -> bool:
         if self.max_prompt_tokens is not None and prompt_length > self.max_prompt_tokens:
@@ -185,21 +198,23 @@ class Encoder:
         return Batch(
             keys_B=torch.tensor(keys, dtype=torch.int64),
             prompt_BP=pad_left([row.prompt for row in rows]),
-            steps_BKS=_pad_steps([row.steps for row in rows], [row.step_lengths for row in rows], num_steps),
-            results_BKR=_pad_steps(
+            steps_BKS=pad_steps([row.steps for row in rows], [row.step_lengths for row in rows], num_steps),
+            results_BKR=pad_steps(
                 [row.results for row in rows], [row.result_lengths for row in rows], num_steps
             ),
-            answer_BA=_pad_right([row.answer for row in rows]),
+            answer_BA=pad_right([row.answer for row in rows]),
             rare_B=torch.tensor([row.rare for row in rows], dtype=torch.int64),
+            instructed_BP=None if rows[0].instructed is None else pad_left([row.instructed for row in rows]),
         )
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False).input_ids
 
-    def _chat(self, prompt: str) -> str:
+    def _chat(self, prompt: str, instruction: str | None) -> str:
         messages = [{"role": "user", "content": prompt}]
-        if self.format.system is not None:
-            messages.insert(0, {"role": "system", "content": self.format.system})
+        system = self.format.system if instruction is None else instruction
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def _learn(self, examples: Sequence[Example]) -> None:
@@ -221,7 +236,7 @@ class Encoder:
             whole = np.array(ids, dtype=np.int32)
             self._parts[text, result] = (whole, whole[inside] if inside else whole[:0])
 
-    def _assemble(self, example: Example, prompt: Ids) -> Encoded:
+    def _assemble(self, example: Example, prompt: Ids, instructed: Ids | None) -> Encoded:
         parts = [self._parts[part] for part in zip(example.steps, example.results, strict=True)]
         answer = self._parts[example.answer, _ANSWER][0]
         self._check_answer(example, answer)
@@ -234,12 +249,14 @@ class Encoder:
             result_lengths=np.array([len(ids) for _, ids in parts], dtype=np.int32),
             answer=np.append(answer, np.int32(self._eos)),
             rare=int(example.meta.get("rare", IGNORE)),
+            instructed=instructed,
         )
-        length = self._length(example, prompt)
+        length = self._length(example, prompt, instructed)
         if len(prompt) == 0 or not self._fits(len(prompt), length):
             self.check_prompt(example.id, len(prompt))
+            under = "" if instructed is None else " under format.instruction"
             raise UserError(
-                f"example {example.id}: prompt, steps and answer have {length} tokens, the "
+                f"example {example.id}: prompt{under}, steps and answer have {length} tokens, the "
                 f"model's context is {self.context}; use a longer context, or drop such rows with "
                 "data.too_long=drop"
             )
@@ -288,31 +305,3 @@ def find_result(step: str, result: str) -> int:
             return start
         start = step.rfind(result, 0, start + len(result) - 1)
     return last
-
-
-def pad_left(rows: Sequence[Ids]) -> Tensor:
-    """Rows of ids to (B, P) int64, IGNORE on the left."""
-    lengths = np.array([len(row) for row in rows])
-    width = int(lengths.max(initial=0))
-    return _fill(rows, np.arange(width) >= (width - lengths)[:, None])
-
-
-def _pad_right(rows: Sequence[Ids]) -> Tensor:
-    lengths = np.array([len(row) for row in rows])
-    return _fill(rows, np.arange(lengths.max(initial=0)) < lengths[:, None])
-
-
-def _pad_steps(rows: Sequence[Ids], lengths: Sequence[Ids], num_steps: int) -> Tensor:
-    lengths_BK = np.zeros((len(rows), num_steps), dtype=np.int64)
-    counts = np.array([len(steps) for steps in lengths])
-    if num_steps:
-        lengths_BK[np.arange(num_steps) < counts[:, None]] = np.concatenate(lengths)
-    return _fill(rows, np.arange(lengths_BK.max(initial=0)) < lengths_BK[:, :, None])
-
-
-def _fill(rows: Sequence[Ids], mask: NDArray[np.bool_]) -> Tensor:
-    """Write the rows' ids, in order, where the mask is true; IGNORE elsewhere."""
-    ids = np.full(mask.shape, IGNORE, dtype=np.int64)
-    if mask.any():
-        ids[mask] = np.concatenate(rows)
-    return torch.from_numpy(ids)

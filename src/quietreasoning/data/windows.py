@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from quietreasoning.config import UserError
-from quietreasoning.data.encoder import Encoder, Ids
+from quietreasoning.data.encoder import Encoder
 from quietreasoning.data.example import Example
+from quietreasoning.data.padding import Ids
 
 _CHUNK = 256
 

@@ -181,6 +181,7 @@ def padded(batch: Batch) -> Batch:
         steps_BKS=_grow(batch.steps_BKS, (0, 2, 0, 1)),
         results_BKR=_grow(batch.results_BKR, (0, 1, 0, 1)),
         answer_BA=_grow(batch.answer_BA, (0, 2)),
+        instructed_BP=_grow(batch.instructed_BP, (2, 0)) if batch.instructed_BP.shape[1] else None,
     )
 
 

@@ -34,7 +34,10 @@ def entered(batch: Batch, carry: dict[str, Any] | None) -> Rows:
     done_B = carry["done_B"]
     joined = {
         field.name: renewed(
-            done_B, getattr(batch, field.name), carry[field.name], left=field.name == "prompt_BP"
+            done_B,
+            getattr(batch, field.name),
+            carry[field.name],
+            left=field.name in ("prompt_BP", "instructed_BP"),
         )
         for field in fields(Batch)
     }

@@ -22,6 +22,7 @@ from quietreasoning.data.config import DataConfig, build_task
 from quietreasoning.data.encoder import Encoder
 from quietreasoning.data.load import load_split
 from quietreasoning.data.tasks import TASKS
+from quietreasoning.data.thinking import new_rows
 from quietreasoning.data.tokenizers import build_tokenizer, load_tokenizer
 from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.layers import diff, expand
@@ -151,7 +152,12 @@ class Builder:
         """Fresh, loaded, or taken from the run that `init` names."""
         if self.config.init is None:
             opened = self.tokenizer_folder is not None  # then a checkpoint's weights follow
-            return load_backbone(self.config.backbone, len(self.tokenizer), replaced=opened)
+            return load_backbone(
+                self.config.backbone,
+                len(self.tokenizer),
+                replaced=opened,
+                starts=new_rows(self.tokenizer),
+            )
         other = open_run(self.config.init)
         differences = diff(other.config.backbone.model_dump(), self.config.backbone.model_dump())
         if differences:

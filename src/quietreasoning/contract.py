@@ -44,6 +44,7 @@ class Markers:
     answer_prefix: tuple[int, ...]
     eos: int
     rationale: tuple[int, ...] = ()  # tokens that betray a visible chain where only answers may stand
+    thinking: tuple[int, ...] = ()  # the eight thinking tokens, <think> and </think> first; or none
 
 
 @dataclass(frozen=True)

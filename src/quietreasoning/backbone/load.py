@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from peft import LoraConfig as PeftLora
@@ -23,6 +24,7 @@ from transformers.utils import logging
 
 from quietreasoning.backbone.config import BackboneConfig, ScratchConfig
 from quietreasoning.backbone.model import Backbone, context_of, layer_types, role_of
+from quietreasoning.backbone.new_rows import Starts, grow, train_new_rows
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Role
 from quietreasoning.workspace import WorkspaceConfig, WorkspaceForCausalLM
@@ -31,9 +33,12 @@ from quietreasoning.workspace.warm_start import config_for_trunk, take_trunk
 TRUNK = "backbone.workspace.trunk"  # the setting that refusals name
 
 
-def load_backbone(config: BackboneConfig, vocab_size: int, *, replaced: bool = False) -> Backbone:
+def load_backbone(
+    config: BackboneConfig, vocab_size: int, *, replaced: bool = False, starts: Starts = MappingProxyType({})
+) -> Backbone:
     """The backbone of a run, on the CPU. `vocab_size` is the tokenizer's; fresh models take it.
 
+    starts: tokens that the model of a folder has not met, and the word pieces at whose mean they start.
     replaced: a checkpoint will replace all weights that are not borrowed; where none is, a model folder with
     its configuration alone, as `quiet push` leaves it, will do.
     """
@@ -47,18 +52,20 @@ def load_backbone(config: BackboneConfig, vocab_size: int, *, replaced: bool = F
         _drop_idle_norm(model)
     else:
         model = _load_pretrained(config, dtype, shape_will_do=replaced and config.tune == "full")
-        if model.get_input_embeddings().num_embeddings < vocab_size:
-            raise UserError(
-                f"backbone.path={config.path}: the tokenizer has {vocab_size} tokens, the embedding only "
-                f"{model.get_input_embeddings().num_embeddings}. Give the tokenizer of this model."
-            )
+        grow(model, vocab_size, starts, f"backbone.path={config.path}")
     _refuse_unsupported(model, config)
-    backbone = Backbone(_tuned(model, config), config, _identity(config))
+    backbone = Backbone(_tuned(model, config, starts), config, _identity(config))
     _check_family(backbone, f"backbone.path={config.path}")
     return backbone
 
 
-def meta_backbone(config: BackboneConfig, vocab_size: int, *, identified: bool = False) -> Backbone:
+def meta_backbone(
+    config: BackboneConfig,
+    vocab_size: int,
+    *,
+    identified: bool = False,
+    starts: Starts = MappingProxyType({}),
+) -> Backbone:
     """The same backbone without weights: shapes for planning, on the meta device.
 
     A folder's configuration alone will do. identified: its weights are read, for what was made of them.
@@ -75,7 +82,9 @@ def meta_backbone(config: BackboneConfig, vocab_size: int, *, identified: bool =
             shape, dtype=getattr(torch, config.dtype), attn_implementation=config.attention
         )
         _drop_idle_norm(model)
-        return Backbone(_tuned(model, config), config, identity)
+        if config.path is not None and starts:
+            grow(model, vocab_size, starts, f"backbone.path={config.path}")
+        return Backbone(_tuned(model, config, starts), config, identity)
 
 
 def _workspace_shape(config: BackboneConfig, vocab_size: int) -> WorkspaceConfig:
@@ -235,7 +244,7 @@ def _refuse_unsupported(model: nn.Module, config: BackboneConfig) -> None:
         )
 
 
-def _tuned(model: nn.Module, config: BackboneConfig) -> nn.Module:
+def _tuned(model: nn.Module, config: BackboneConfig, starts: Starts) -> nn.Module:
     if config.tune == "frozen":
         return model.requires_grad_(False)
     if config.tune == "lora":
@@ -251,6 +260,8 @@ def _tuned(model: nn.Module, config: BackboneConfig) -> nn.Module:
                 f"layers. Choices: {', '.join(names) or 'none; use tune=full'}."
             )
         inject_adapter_in_model(PeftLora(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets), model)
+        if starts:
+            train_new_rows(model, list(starts))
     return model
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from quietreasoning.backbone.config import BackboneConfig
+from quietreasoning.backbone.new_rows import NAME, blended
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Role
 from quietreasoning.workspace import Trace, WorkspaceForCausalLM
@@ -77,7 +78,7 @@ class Backbone(nn.Module):
         """State-dict keys that stand, unchanged, in the model folder this backbone came from."""
         if self.tune == "full" or "path" not in self.identity:
             return ()
-        return tuple(key for key in self.state_dict() if "lora_" not in key)
+        return tuple(key for key in self.state_dict() if "lora_" not in key and not key.endswith(f".{NAME}"))
 
     def thaw(self) -> None:
         """What may learn by `backbone.tune` may again, whatever a method before has frozen."""
@@ -92,7 +93,7 @@ class Backbone(nn.Module):
         """Embedding of a distribution over tokens, [..., V] -> [..., D]; that of a sure one is `embed`'s."""
         table = self.model.get_input_embeddings()
         scale = getattr(table, "embed_scale", 1.0)  # some families scale in the look-up
-        return weights.to(table.weight.dtype) @ table.weight * scale
+        return blended(table, weights) * scale
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V]."""
@@ -107,6 +108,8 @@ class Backbone(nn.Module):
         keep: bool = False,
         mutual: int = 0,
         layers: bool = False,
+        seen_BTS: Tensor | None = None,
+        position_BT: Tensor | None = None,
         starts_BT: Tensor | None = None,
         trace: bool = False,
     ) -> States:
@@ -116,6 +119,8 @@ class Backbone(nn.Module):
         then grows in place (fork it first to keep the old one).
         mutual: the first so many new positions see each other in both directions; the rest is causal.
         layers: also return the states of all layers.
+        seen_BTS, position_BT: a mask of one's own, which cached and new columns each new one attends to, and
+        the positions that go with it (see `tree.py`); UserError where attention takes none.
         starts_BT, trace: of a workspace model alone: where a chunk begins, and whether to keep what the
         workspace did.
         """
@@ -131,14 +136,19 @@ class Backbone(nn.Module):
             "use_cache": past is not None,
             "output_hidden_states": layers,
         }
+        if seen_BTS is not None:
+            self.refuse_own_mask()
         if self.is_workspace:
             if mutual:
                 raise UserError("attend=full needs attention in both directions; a workspace model has none")
             output = self.model.base_model(attention_mask=valid_BS, starts=starts_BT, trace=trace, **shared)
         else:
-            start_B = 0 if past is None else past.length_B[:, None]
-            position_BT = (start_B + valid_BT.cumsum(1) - 1).clamp(min=0)
-            mask = self._mutual_mask(valid_BS, embeds_BTD, mutual) if mutual else valid_BS
+            if position_BT is None:
+                start_B = 0 if past is None else past.length_B[:, None]
+                position_BT = (start_B + valid_BT.cumsum(1) - 1).clamp(min=0)
+            if mutual:
+                seen_BTS = self._mutual(valid_BS, embeds_BTD.shape[1], mutual)
+            mask = valid_BS if seen_BTS is None else additive(seen_BTS, embeds_BTD.dtype)
             output = self.model.base_model(attention_mask=mask, position_ids=position_BT, **shared)
         hidden_BTD = output.last_hidden_state
         for tap in self._taps:
@@ -164,18 +174,36 @@ class Backbone(nn.Module):
         valid_BS = torch.zeros(rows, 0, dtype=torch.bool, device=device)
         return Past(cache, valid_BS, torch.zeros(rows, dtype=torch.long, device=device))
 
-    def _mutual_mask(self, valid_BS: Tensor, embeds_BTD: Tensor, mutual: int) -> Tensor:
-        """Additive mask [B, 1, T, S]: causal, but the first `mutual` new positions also see each other."""
+    def refuse_own_mask(self) -> None:
+        """UserError where attention does not follow a mask of one's own in every layer."""
+        if not (self.is_workspace or self.sliding):
+            return
+        name = next((kind for kind in ("path", "workspace", "scratch") if kind in self.identity), "path")
+        reason = (
+            "a workspace model has none" if self.is_workspace else "its sliding windows drop what is read"
+        )
+        raise UserError(
+            f"backbone.{name}={self.identity.get(name, type(self.model).__name__)}: thoughts that branch off a "
+            f"text need full attention in every layer, and {reason}. Choose a Llama, Qwen3 or SmolLM3, or a "
+            "Mistral whose sliding_window is null."
+        )
+
+    def _mutual(self, valid_BS: Tensor, new: int, mutual: int) -> Tensor:
+        """Who sees whom [B, T, S]: causal, but the first `mutual` new positions also see each other."""
         if self.sliding:
             raise UserError("attend=full needs a backbone without sliding windows; use attend=causal")
-        new, cached = embeds_BTD.shape[1], valid_BS.shape[1] - embeds_BTD.shape[1]
-        at = torch.arange(new, device=embeds_BTD.device)
+        cached = valid_BS.shape[1] - new
+        at = torch.arange(new, device=valid_BS.device)
         seen_TT = (at[None] <= at[:, None]) | ((at < mutual)[None] & (at < mutual)[:, None])
         seen_TS = torch.cat([seen_TT.new_ones(new, cached), seen_TT], 1)
         own_TS = torch.cat([seen_TT.new_zeros(new, cached), torch.eye(new, device=at.device).bool()], 1)
-        seen_BTS = (seen_TS & valid_BS[:, None]) | own_TS  # padding sees itself: no row without a key
-        blocked = torch.finfo(embeds_BTD.dtype).min
-        return torch.zeros_like(seen_BTS, dtype=embeds_BTD.dtype).masked_fill(~seen_BTS, blocked)[:, None]
+        return (seen_TS & valid_BS[:, None]) | own_TS  # padding sees itself: no row without a key
+
+
+def additive(seen_BTS: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask [B, 1, T, S] every attention takes: finite, so that low precision makes no NaN of it."""
+    mask_BTS = torch.zeros_like(seen_BTS, dtype=dtype)
+    return mask_BTS.masked_fill(~seen_BTS, torch.finfo(dtype).min)[:, None]
 
 
 def last_hidden(states: States) -> Tensor:

@@ -16,6 +16,7 @@ from quietreasoning.contract import IGNORE, Batch
 from quietreasoning.data.config import RATIONALE, DataConfig, build_task
 from quietreasoning.data.encoder import Encoder
 from quietreasoning.data.tasks import TASKS
+from quietreasoning.data.thinking import with_thinking
 from quietreasoning.data.tokenizers import build_tokenizer, train_bpe
 from quietreasoning.data.windows import window_size
 
@@ -66,6 +67,7 @@ def assumed_tokenizer(
         tokenizer = build_tokenizer(first, build_task(first), path, revision, later)
     else:
         tokenizer = train_bpe([*RATIONALE, datas[0].format.answer_prefix], wanted.vocab)
+        tokenizer = with_thinking(tokenizer) if wanted.thinking else tokenizer
     tokenizer.add_tokens([f"<{i}>" for i in range(wanted.vocab - len(tokenizer))])
     return tokenizer
 

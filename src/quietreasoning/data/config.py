@@ -54,6 +54,8 @@ class TokenizerConfig(Settings):
     """Largest vocabulary of a bpe tokenizer."""
     examples: int = Field(4000, ge=1)
     """How many training examples a trained tokenizer sees."""
+    thinking: bool = False
+    """Hold the eight thinking tokens: <think> </think> <step> <reason> <mece> <falsify> <expert> <doubt>."""
 
     @model_validator(mode="after")
     def _one_source(self) -> TokenizerConfig:

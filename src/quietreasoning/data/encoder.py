@@ -21,6 +21,7 @@ from quietreasoning.data.config import Format
 from quietreasoning.data.example import Example
 from quietreasoning.data.padding import Ids, pad_left, pad_right, pad_steps
 from quietreasoning.data.tasks.base import digest
+from quietreasoning.data.thinking import plain_ids, thinking_ids
 
 _ANSWER = "\0"  # in place of a result: the text is an answer
 _CACHE = 200_000  # step and answer texts recur; beyond this many the cache starts anew
@@ -85,7 +86,7 @@ class Encoder:
             )
 
     def markers(self) -> Markers:
-        return Markers(answer_prefix=self._prefix, eos=self._eos, rationale=self._rationale())
+        return Markers(self._prefix, self._eos, self._rationale(), thinking_ids(self.tokenizer))
 
     def _rationale(self) -> tuple[int, ...]:
         """Words of `format.rationale` that are one known token, bare or after a space."""
@@ -169,9 +170,13 @@ class Encoder:
             return []
         return [word for word, ids in zip(words, self._ids(words), strict=True) if self._unknown in ids]
 
-    def text(self, ids: Sequence[int]) -> str:
-        """The text of generated ids without special tokens, the one space before an answer, or a tail."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True).rstrip().removeprefix(" ")
+    def text(self, ids: Sequence[int], *, tags: bool = False) -> str:
+        """The text of generated ids without special tokens, the one space before an answer, or a tail.
+
+        tags: thinking tokens stay, for whoever judges a thought.
+        """
+        ids = plain_ids(self.tokenizer, ids) if tags else list(ids)
+        return self.tokenizer.decode(ids, skip_special_tokens=not tags).rstrip().removeprefix(" ")
 
     def fit(self, examples: Sequence[Example]) -> list[bool]:
         """Whether each example keeps within both limits."""

@@ -18,6 +18,7 @@ from quietreasoning.config import UserError
 from quietreasoning.data.config import DataConfig, build_task
 from quietreasoning.data.spm import from_sentencepiece
 from quietreasoning.data.tasks import Task
+from quietreasoning.data.thinking import THINKING, forget_new, untagged, with_thinking
 
 EOS, PAD, UNK = "<eos>", "<pad>", "<unk>"
 
@@ -36,13 +37,18 @@ def build_tokenizer(
     """
     wanted = config.tokenizer
     if wanted.path:
-        return load_tokenizer(wanted.path, wanted.revision)
-    if backbone_path and not wanted.train:
-        return load_tokenizer(backbone_path, revision)
-    written = all_texts(config, task, later)
-    if wanted.train == "words":
-        return train_words(written)
-    return train_bpe(written, wanted.vocab)
+        found = load_tokenizer(wanted.path, wanted.revision)
+    elif backbone_path and not wanted.train:
+        found = forget_new(load_tokenizer(backbone_path, revision))
+    else:
+        written = all_texts(config, task, later)
+        if wanted.thinking:
+            written = map(untagged, written)
+        if wanted.train == "words":
+            found = train_words(written)
+        else:
+            found = train_bpe(written, wanted.vocab - (len(THINKING) if wanted.thinking else 0))
+    return with_thinking(found) if wanted.thinking else found
 
 
 def all_texts(config: DataConfig, task: Task, later: Sequence[DataConfig]) -> Iterator[str]:

@@ -63,7 +63,7 @@ class StateCompressor(Method):
         metric: Literal["fisher", "unembedding"] = "fisher"
         """How errors are weighed with kind=metric: by how they move the next token's distribution, or by how
         they move its logits."""
-        ridge: float = Field(1e-2, gt=0)
+        ridge: float = Field(10.0, gt=0)
         """Added to the metric, relative to its mean: more of it minds what the head does not see."""
         centred: bool = True
         """Take the mean off first. Without, about one direction is spent on it."""

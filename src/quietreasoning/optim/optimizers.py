@@ -3,34 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW, Muon, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from quietreasoning.config import UserError
+from quietreasoning.optim import grokfast, qk_clip
+from quietreasoning.optim.grokfast import Grokfast, decay_for
+from quietreasoning.optim.muon import Muon
+from quietreasoning.optim.qk_clip import QkClip
 from quietreasoning.optim.rowwise import RowwiseAdam, rowwise_names
-from quietreasoning.optim.settings import OptimConfig
+from quietreasoning.optim.settings import MuonConfig, OptimConfig
 
 Named = dict[str, nn.Parameter]
 
 
 class Optimizers:
-    """One to three torch optimizers stepped together; groups remember their share of the learning rate."""
+    """One to three torch optimizers stepped together; groups remember their share of the learning rate.
 
-    def __init__(self, parts: list[Optimizer], names: Mapping[str, nn.Parameter], lr: float):
+    The order of a step: gradients, already clipped, through `grokfast`; the optimizers with their decay;
+    `qk_clip` on the weights. The last is set from outside: which weights are queries, the backbone knows.
+    """
+
+    def __init__(
+        self,
+        parts: list[Optimizer],
+        names: Mapping[str, nn.Parameter],
+        lr: float,
+        grokfast: Grokfast | None = None,
+    ):
         self.parts = parts
         self.names = dict(names)
         self.peak_lr = lr
+        self.grokfast = grokfast
+        self.qk_clip: QkClip | None = None
 
-    def step(self) -> None:
+    def watching(self) -> AbstractContextManager[Any]:
+        """The forwards of a step run inside it."""
+        return self.qk_clip.watching() if self.qk_clip else nullcontext()
+
+    def step(self) -> dict[str, float]:
+        """One update; returns figures for the log."""
+        if self.grokfast:
+            self.grokfast.step()
         for part in self.parts:
             part.step()
+        return self.qk_clip.step() if self.qk_clip else {}
 
     def zero_grad(self) -> None:
+        """Forget what the forwards of this step left."""
         for part in self.parts:
             part.zero_grad(set_to_none=True)
+        if self.qk_clip:
+            self.qk_clip.forget()
 
     def set_lr(self, factor: float) -> float:
         """Sets every group to peak * its scale * factor; returns peak * factor."""
@@ -42,17 +70,26 @@ class Optimizers:
     def state(self) -> dict[str, dict[str, Any]]:
         """Parameter name -> what the optimizer remembers of it; empty before the first update."""
         by_param = {p: held for part in self.parts for p, held in part.state.items()}
-        return {name: by_param[p] for name, p in self.names.items() if p in by_param}
+        state = {name: dict(by_param[p]) for name, p in self.names.items() if p in by_param}
+        for extra in (self.grokfast, self.qk_clip):
+            for name, held in (extra.state(self.names) if extra else {}).items():
+                state[name] = state.get(name, {}) | held
+        return state
 
     def load_state(self, state: Mapping[str, dict[str, Any]]) -> None:
         """The inverse of `state`: tensors already on their device and, if sharded, already sharded."""
+        for extra in (self.grokfast, self.qk_clip):
+            for name, held in state.items() if extra else ():
+                extra.load_state(self.names[name], held)
+        prefixes = (grokfast.PREFIX, qk_clip.PREFIX)
         for part in self.parts:
             group_of = {p: group for group in part.param_groups for p in group["params"]}
             for name, held in state.items():
                 p = self.names[name]
-                if p not in group_of:
+                held = {what: value for what, value in held.items() if not what.startswith(prefixes)}
+                if p not in group_of or not held:
                     continue
-                part.state[p] = dict(held)
+                part.state[p] = held
                 if "step" in held:  # fused kernels count on the device, the others on the CPU
                     device = p.device if group_of[p].get("fused") else torch.device("cpu")
                     part.state[p]["step"] = held["step"].to(device)
@@ -74,8 +111,18 @@ def muon(method: nn.Module, params: Named, config: OptimConfig) -> list[Optimize
     rest = {name: p for name, p in params.items() if name not in hidden}
     parts: list[Optimizer] = []
     if matrices:
-        groups = _groups(matrices, config)
-        parts.append(Muon(groups, lr=config.lr, momentum=config.betas[0], adjust_lr_fn="match_rms_adamw"))
+        own = config.muon or MuonConfig()
+        parts.append(
+            Muon(
+                _groups(matrices, config),
+                lr=config.lr,
+                momentum=config.betas[0],
+                scale=own.scale,
+                nesterov=own.nesterov,
+                iterations=own.iterations,
+                dtype=torch.bfloat16 if own.precision == "bf16" else torch.float32,
+            )
+        )
     return parts + ([_adamw(rest, config, undecayed_names(method))] if rest else [])
 
 
@@ -92,8 +139,13 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, Named, OptimConfig], list[Optimizer]]
 }
 
 
-def build_optimizer(method: nn.Module, params: Mapping[str, nn.Parameter], config: OptimConfig) -> Optimizers:
-    """Optimizers over `params` (the trainable ones, by name in `method`); tables get the row-wise one."""
+def build_optimizer(
+    method: nn.Module, params: Mapping[str, nn.Parameter], config: OptimConfig, steps: int | None = None
+) -> Optimizers:
+    """Optimizers over `params` (the trainable ones, by name in `method`); tables get the row-wise one.
+
+    steps: how long the stage is, if that is known.
+    """
     named = dict(params)
     for prefix in config.lr_scale:
         if not any(has_prefix(name, prefix) for name in named):
@@ -107,7 +159,9 @@ def build_optimizer(method: nn.Module, params: Mapping[str, nn.Parameter], confi
     parts = OPTIMIZERS[config.name](method, others, config) if others else []
     if tables:
         parts.append(rowwise(tables, config))
-    return Optimizers(parts, named, config.lr)
+    own = config.grokfast
+    slow = Grokfast(others.values(), own.decay or decay_for(steps), own.strength) if own else None
+    return Optimizers(parts, named, config.lr, slow)
 
 
 def hidden_matrices(method: nn.Module) -> set[str]:

@@ -23,6 +23,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from quietreasoning.optim.shards import is_shard, local
+
 FLOOR = 2.0
 DECAY = 0.95  # of the mean over all rows
 
@@ -64,7 +66,7 @@ def _update(p: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
 def _rms_of_all(p: Tensor, state: dict[str, Tensor], mean_U1: Tensor) -> Tensor:
     """RMS of the gradients of touched rows over the last steps, on every rank that of the whole table."""
     found = torch.stack([mean_U1.sum(), mean_U1.new_tensor(float(len(mean_U1)))])
-    if _is_shard(p):
+    if is_shard(p):
         for group in p.device_mesh.get_all_groups():
             dist.all_reduce(found, group=group)
     if found[1] > 0:
@@ -93,23 +95,10 @@ def rowwise_names(module: nn.Module) -> set[str]:
     return {name for name, p in module.named_parameters() if id(p) in wanted}
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This rank's rows, sharing memory with `tensor`."""
-    return tensor.to_local() if _is_shard(tensor) else tensor
-
-
 def _column(p: Tensor, dtype: torch.dtype) -> Tensor:
     """Zeros [S, 1], sharded as the rows of `p` are."""
-    if not _is_shard(p):
+    if not is_shard(p):
         return torch.zeros(len(p), 1, dtype=dtype, device=p.device)
     from torch.distributed.tensor import zeros
 
     return zeros(len(p), 1, dtype=dtype, device_mesh=p.device_mesh, placements=p.placements)
-
-
-def _is_shard(tensor: Tensor) -> bool:
-    if not (dist.is_available() and dist.is_initialized()):
-        return False
-    from torch.distributed.tensor import DTensor  # slow to import, and one process never shards
-
-    return isinstance(tensor, DTensor)

@@ -21,6 +21,7 @@ from quietreasoning.data.absent import ABSENT, ASSUMED, assumed_batch
 from quietreasoning.data.batches import Batches, count_tokens
 from quietreasoning.data.config import build_task
 from quietreasoning.data.load import load_split
+from quietreasoning.data.thinking import new_rows
 from quietreasoning.methods import METHODS
 from quietreasoning.methods.recursion import Recursion
 from quietreasoning.optim.rowwise import rowwise_names
@@ -123,7 +124,8 @@ def row_bytes(method: Method, batch: Batch, train: TrainConfig, size: Size) -> f
 def meta_method(builder: Builder, stage: StageConfig) -> Method:
     """The stage's method, without memory for its weights."""
     vocab, identified = len(builder.tokenizer), needs_weights(stage.method)
-    backbone = meta_backbone(builder.config.backbone, vocab, identified=identified)
+    starts = new_rows(builder.tokenizer)
+    backbone = meta_backbone(builder.config.backbone, vocab, identified=identified, starts=starts)
     encoder = builder.encoder(stage.data, backbone.context)
     with torch.device("meta"):
         return METHODS[stage.method.name](backbone, stage.method, encoder.markers())

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from quietreasoning.config import UserError
+from quietreasoning.optim.muon import Muon
 from quietreasoning.optim.optimizers import OPTIMIZERS, build_optimizer, has_prefix, hidden_matrices
 from quietreasoning.optim.settings import OptimConfig
 
@@ -44,7 +45,7 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(tied):
     model = Tiny(tied)
     assert hidden_matrices(model) == {"up.weight", "down.weight"}
     muon, adamw = build_optimizer(model, params(model), OptimConfig(name="muon")).parts
-    assert type(muon) is torch.optim.Muon and type(adamw) is torch.optim.AdamW
+    assert type(muon) is Muon and type(adamw) is torch.optim.AdamW
     held = [{id(p) for group in part.param_groups for p in group["params"]} for part in (muon, adamw)]
     assert held[0] == {id(model.up.weight), id(model.down.weight)}
     assert held[0] | held[1] == {id(p) for p in model.parameters()} and not held[0] & held[1]

@@ -111,8 +111,9 @@ def train(
         summed = add_up(local)
         updated = accepts(state, config, summed["loss"], grad_norm)
         lr = state.optimizer.set_lr(lr_factor(optim, state.step, progress(state, config, optim)))
+        figures: dict[str, float] = {}
         if updated:
-            state.optimizer.step()
+            figures = state.optimizer.step()
             if state.ema:
                 state.ema.update()
             state.carries = carries
@@ -128,7 +129,7 @@ def train(
             stage=stage,
             loss=summed["loss"],
             losses=sums.term_means(summed, counts),
-            metrics=means(summed),
+            metrics=means(summed) | figures,
             lr=lr,
             grad_norm=grad_norm,
             tokens=tokens,
@@ -146,7 +147,8 @@ def backward_all(state: TrainState, window: list[Batch], counts: dict[str, float
     sums, carries = Sums(), []
     for lane, batch in enumerate(window):
         with synchronising(state.wrapped, lane == len(window) - 1, state.sharded):
-            loss, totals, metrics, carry = state.wrapped(batch, state.carries[lane], counts)
+            with state.optimizer.watching():
+                loss, totals, metrics, carry = state.wrapped(batch, state.carries[lane], counts)
             if not state.method.counts:
                 # DDP and FSDP2 average over ranks; the counts already hold all ranks
                 (loss if state.machine.world == 1 else loss * state.machine.world).backward()

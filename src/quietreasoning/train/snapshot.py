@@ -130,6 +130,10 @@ def load_weights(path: Path, method: Method, averaged: bool = False) -> None:
     Raises UserError that names what either side lacks or holds in another shape.
     """
     found, aliases = read_weights(path, averaged)
+    if any("lora_" in name for name in found):
+        from quietreasoning.backbone.heads import adopt_scales  # others need no transformers here
+
+        adopt_scales(method, found)
     found |= {alias: found[kept] for alias, kept in aliases.items()}
     borrowed = set(method.borrowed)
     target = {name: t for name, t in method.state_dict().items() if name not in borrowed}
@@ -237,7 +241,8 @@ def estimated_bytes(state: TrainState) -> int:
     trained = sum(p.numel() * p.element_size() for p in state.params.values())
     moments = 2 * (trained - sum(p.numel() * p.element_size() for p in state.tables))
     rows = sum(8 * len(p) for p in state.tables)
-    return weights + moments + rows + (trained if state.ema else 0)
+    copies = bool(state.ema) + bool(state.optimizer.grokfast)
+    return weights + moments + rows + copies * trained
 
 
 def tied(method: nn.Module) -> dict[str, str]:

@@ -119,11 +119,18 @@ class TrainState:
         wrapped = wrap(lane, machine, config.sharding) if trains else lane
         params = {name: p for name, p in method.named_parameters() if p.requires_grad and trains}
         wanted = rowwise_names(method)
+        optimizer = Optimizers([], {}, optim.lr)
+        if trains:
+            optimizer = build_optimizer(method, params, optim, config.steps)
+            if optim.qk_clip:
+                from quietreasoning.backbone.heads import qk_clip  # others need no transformers here
+
+                optimizer.qk_clip = qk_clip(method, optim.qk_clip.tau)
         return cls(
             method=method,
             wrapped=wrapped,
             params=params,
-            optimizer=build_optimizer(method, params, optim) if trains else Optimizers([], {}, optim.lr),
+            optimizer=optimizer,
             ema=Ema(params, optim.ema) if optim.ema and trains else None,
             machine=machine,
             sharded=is_sharded(wrapped),
@@ -170,9 +177,10 @@ def check_settings(config: TrainConfig, optim: OptimConfig, ranks: int) -> None:
             f"train.batch_size={config.batch_size} does not divide into train.accumulate={config.accumulate} "
             f"lanes on {ranks} rank(s). Use a multiple of {shares}."
         )
-    if optim.name == "muon" and config.sharding == "fsdp" and ranks > 1:
+    if optim.qk_clip and config.compile:
         raise UserError(
-            "optim.name=muon needs whole matrices. Use train.sharding=ddp, or optim.name=adamw with fsdp."
+            f"optim.qk_clip.tau={optim.qk_clip.tau:g} reads logits inside layers, which a compiled "
+            "forward does not show. Set train.compile=false, or optim.qk_clip=null."
         )
 
 

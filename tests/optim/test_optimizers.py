@@ -65,9 +65,10 @@ def test_every_optimizer_lowers_the_loss_and_moves_every_parameter(name):
     assert all((p != q).any() for p, q in zip(model.parameters(), fresh.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("grokfast", [None, {"strength": 0.5}])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_reloaded_state_goes_on_bit_for_bit(name):
-    config = OptimConfig(name=name, lr=0.02, weight_decay=0.1)
+def test_a_reloaded_state_goes_on_bit_for_bit(name, grokfast):
+    config = OptimConfig(name=name, lr=0.02, weight_decay=0.1, grokfast=grokfast)
     model, other = Tiny(), Tiny()
     optimizer = build_optimizer(model, params(model), config)
     assert optimizer.state() == {}

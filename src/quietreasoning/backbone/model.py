@@ -183,9 +183,9 @@ class Backbone(nn.Module):
             "a workspace model has none" if self.is_workspace else "its sliding windows drop what is read"
         )
         raise UserError(
-            f"backbone.{name}={self.identity.get(name, type(self.model).__name__)}: thoughts that branch off a "
-            f"text need full attention in every layer, and {reason}. Choose a Llama, Qwen3 or SmolLM3, or a "
-            "Mistral whose sliding_window is null."
+            f"backbone.{name}={self.identity.get(name, type(self.model).__name__)}: thoughts that branch off "
+            f"a text need full attention in every layer, and {reason}. Choose a Llama, Qwen3 or SmolLM3, or "
+            "a Mistral whose sliding_window is null."
         )
 
     def _mutual(self, valid_BS: Tensor, new: int, mutual: int) -> Tensor:

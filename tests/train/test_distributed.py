@@ -17,6 +17,8 @@ from quietreasoning.train.snapshot import load_weights
 from quietreasoning.train.state import TrainState
 
 DEADLINE_SECONDS = 90
+# whatever a checkpoint of a sharded optimizer holds: momentum, moments, slow gradients, averages
+OPTIM = {"name": "muon", "muon": {"precision": "fp32"}, "grokfast": {"strength": 0.5}, "ema": 0.5}
 
 
 class TwoRanks:
@@ -216,9 +218,7 @@ def test_sums_agree_even_where_ranks_meet_names_at_different_steps(on_two_ranks)
 
 
 def whole_run(machine, run_dir, sharding, accumulate, steps, toy):
-    plan = toy_plan(
-        steps=steps, sharding=sharding, accumulate=accumulate, toy=toy, optim={"name": "adamw", "ema": 0.5}
-    )
+    plan = toy_plan(steps=steps, sharding=sharding, accumulate=accumulate, toy=toy, optim=OPTIM)
     summary = run_toy(run_dir, plan, machine=machine)
     return summary.steps
 
@@ -254,7 +254,7 @@ def stopped_run(machine, run_dir, sharding, accumulate, steps, toy):
         sharding=sharding,
         accumulate=accumulate,
         toy=toy,
-        optim={"name": "adamw", "ema": 0.5},
+        optim=OPTIM,
         batch_at=batch_at,
     )
     try:
@@ -282,7 +282,7 @@ def test_a_checkpoint_of_two_ranks_is_one_of_one_rank(on_two_ranks, sharding, tm
 
 
 def recipe_plan(sharding):
-    return toy_plan(steps=6, sharding=sharding, accumulate=1, toy={}, optim={"name": "adamw", "ema": 0.5})
+    return toy_plan(steps=6, sharding=sharding, accumulate=1, toy={}, optim=OPTIM)
 
 
 def test_a_failed_save_on_the_first_rank_reaches_all(on_two_ranks, tmp_path):
@@ -302,3 +302,31 @@ def refused_save(machine, run_dir):
     except UserError as error:
         return str(error)
     return "written"
+
+
+def clipped_heads(machine):
+    """Two heads over rows that FSDP2 shards; each rank has seen another of them grow."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from quietreasoning.optim.qk_clip import Heads, QkClip, shrink_rows
+
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(3, 6)
+    fully_shard(linear, mesh=init_device_mesh("cpu", (2,)))
+    layer = Heads(linear.weight, 2, 2, True, False, lambda query_H, key_G: shrink_rows(linear, query_H))
+    clip, figures = QkClip([layer], 1.0, None), []
+    for seen in ([1.0, 1.0], [2.0, 1.0] if machine.rank else [0.5, 4.0]):
+        layer.seen_H = torch.tensor(seen)
+        figures.append(clip.step())
+    return figures, *(p.full_tensor().tolist() for p in (linear.weight, linear.bias))
+
+
+def test_heads_shrink_alike_on_all_ranks_and_on_their_shards(on_two_ranks):
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(3, 6)
+    factors = torch.tensor([0.5] * 3 + [0.25] * 3)
+    for figures, weight, bias in on_two_ranks(clipped_heads):
+        assert figures[1] == {"qk_tau": 1.0, "qk_max": 4.0, "qk_limit": 1.0, "qk_clipped": 2.0}
+        torch.testing.assert_close(torch.tensor(weight), linear.weight * factors[:, None])
+        torch.testing.assert_close(torch.tensor(bias), linear.bias * factors)

@@ -22,8 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from quietreasoning.backbone.model import Backbone
 from quietreasoning.config import UserError
-from quietreasoning.optim.qk_clip import Heads, QkClip
-from quietreasoning.optim.shards import cut_like
+from quietreasoning.optim.qk_clip import Heads, QkClip, shrink_rows
 from quietreasoning.workspace import WorkspaceForCausalLM
 
 SCALE = "lora_head_scale_H"  # "lora": saved with the adapters, not borrowed with the base
@@ -80,7 +79,7 @@ def fold_scales(model: nn.Module) -> None:
         if scale_H is not None:
             if not module.merged:
                 raise ValueError("merge the adapters first: a scale applies to base and update together")
-            _shrink_rows(module.get_base_layer(), scale_H)
+            shrink_rows(module.get_base_layer(), scale_H)
             scale_H.fill_(1.0)
 
 
@@ -115,16 +114,7 @@ def _shrink(attention: nn.Module, query_H: Tensor | None, key_G: Tensor | None) 
         if factors is not None and _is_adapted(projection):
             getattr(projection, SCALE).mul_(factors)
         elif factors is not None:
-            _shrink_rows(projection, factors)
-
-
-def _shrink_rows(linear: nn.Module, factors: Tensor) -> None:
-    """Multiply the rows of each head, and of the bias, by its factor."""
-    rows_R = factors.repeat_interleave(linear.out_features // len(factors))
-    for p in (linear.weight, linear.bias):
-        if p is not None:
-            shaped = rows_R.to(p.dtype).view(-1, *[1] * (p.ndim - 1)).expand(p.shape)
-            p.mul_(cut_like(shaped.contiguous(), p))
+            shrink_rows(projection, factors)
 
 
 def _trains(projection: nn.Module) -> bool:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from quietreasoning.config import UserError
-from quietreasoning.optim.shards import highest
+from quietreasoning.optim.shards import cut_like, highest
 
 PREFIX = "qk_clip_"  # of its name in a checkpoint
 BLOCK = 128  # queries whose logits are held at once
@@ -144,6 +144,15 @@ def shares(
     if not query_trains:
         return None, least_G
     return gamma_H / least_G.sqrt().repeat_interleave(group), least_G.sqrt()
+
+
+def shrink_rows(linear: nn.Module, factors: Tensor) -> None:
+    """Multiply the rows of each head, and of the bias, by its factor, in place; shards too."""
+    rows_R = factors.repeat_interleave(linear.out_features // len(factors))
+    for p in (linear.weight, linear.bias):
+        if p is not None:
+            shaped = rows_R.to(p.dtype).view(-1, *[1] * (p.ndim - 1)).expand(p.shape)
+            p.mul_(cut_like(shaped.contiguous(), p))
 
 
 def largest_logits(

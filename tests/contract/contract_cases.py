@@ -116,6 +116,8 @@ CASES: dict[str, tuple[str, dict]] = {
     ),
     "workspace-inner": ("workspace", {"supervise": "inner", "weights": {"step": 1}, "z_loss": 0}),
     "workspace-teacher": ("workspace", {"teacher": "a folder", "weights": {"teacher": 0.3}, "z_loss": 0}),
+    "bake": ("bake", {"max_tokens": 6, "chunk": 5}),
+    "bake-pursuit": ("bake", {"teacher": "current", "max_tokens": 4, "weights": {"kl": 0.5}}),
     "reasoner": ("reasoner", {"width": 16, "supervision_steps": 3, "cells": 8}),
     "reasoner-attention": (
         "reasoner",
@@ -217,7 +219,7 @@ def teacher() -> dict:
 def make(case: str, backbone: Backbone | None = None) -> Method:
     """The method of a case; the backbone is a fresh one unless given."""
     name, settings = CASES[case]
-    settings = settings | ({"teacher": teacher()} if "teacher" in settings else {})
+    settings = settings | ({"teacher": teacher()} if case == "workspace-teacher" else {})
     backbone = backbone or backbone_for(case)
     torch.manual_seed(1)
     markers = replace(MARKERS, rationale=(3, 36)) if "rationale" in settings.get("weights", {}) else MARKERS
@@ -278,6 +280,13 @@ def empty_of(rows: list[int]) -> Batch:
     return replace(batch_of(rows), answer_BA=torch.full((len(rows), 1), MARKERS.eos))
 
 
+def taught_of(rows: list[int]) -> Batch:
+    """Rows whose prompt a teacher reads behind two tokens more."""
+    batch = batch_of(rows)
+    prompts = [[5, 7, *ids[ids != IGNORE].tolist()] for ids in batch.prompt_BP]
+    return replace(batch, instructed_BP=pad(prompts, left=True))
+
+
 def grid_of(rows: list[int]) -> Batch:
     """Rows whose answer has a token for every token of the prompt."""
     batch, answers = batch_of(rows), []
@@ -294,6 +303,8 @@ def rows_of(case: str):
         return grid_of
     if case.endswith("-grpo"):
         return empty_of
+    if case.startswith("bake"):
+        return taught_of
     return text_of if case.endswith("-text") else batch_of
 
 

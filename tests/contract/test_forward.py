@@ -68,7 +68,9 @@ def test_units_are_what_forward_sums(case):
         for name, term in out.terms.items():
             if case in WORKSPACE and name not in ("lm", "step"):
                 continue  # of the workspace, not of labels: tests/methods/test_workspace.py counts them
-            if name in ("match", "halt"):
+            if term.unit == "trajectory":
+                assert units[term.unit] == len(rows)
+            elif name in ("match", "halt"):
                 assert term.unit == "sequence" and units["sequence"] % len(rows) == 0
             else:
                 assert term.total.item() == pytest.approx(units[term.unit] * math.log(VOCAB), rel=1e-5), name

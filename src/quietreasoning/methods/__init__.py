@@ -1,6 +1,7 @@
 """Every way to reason, by name."""
 
 from quietreasoning.contract import Method
+from quietreasoning.methods.bake import Bake
 from quietreasoning.methods.compressor import StateCompressor
 from quietreasoning.methods.continuous import Continuous
 from quietreasoning.methods.cot import ChainOfThought
@@ -23,4 +24,5 @@ METHODS: dict[str, type[Method]] = {
     "reasoner": RecursiveReasoner,
     "compressor": StateCompressor,
     "lm": LanguageModel,
+    "bake": Bake,
 }

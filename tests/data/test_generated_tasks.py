@@ -7,6 +7,7 @@ import re
 from collections import Counter
 
 import pytest
+from strategy_solver import solve
 
 from quietreasoning.config import UserError
 from quietreasoning.data.tasks import TASKS, GeneratedTask
@@ -20,6 +21,7 @@ SETTINGS = {
     "permutation": [{}, {"size": 3, "factors": [2, 3]}],
     "sudoku": [{}, {"blanks": 12}, {"size": 6}, {"size": 9, "blanks": 30}],
     "maze": [{}, {"loops": 0.4}, {"size": 5, "loops": 0, "moves": 2}, {"size": 15}],
+    "strategies": [{}, {"instructed": 0.5, "plain": "steps"}],
 }
 CASES = [(name, options) for name, all_options in SETTINGS.items() for options in all_options]
 SPLITS = ("train", "valid", "test")
@@ -147,7 +149,7 @@ def solve_arithmetic(prompt: str) -> str:
 
 SOLVERS = {
     name.removeprefix("solve_"): solver for name, solver in globals().items() if name.startswith("solve_")
-}
+} | {"strategies": solve}
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)

@@ -99,6 +99,10 @@ class GeneratedTask(Task):
     def draw(self, rng: random.Random) -> Any:
         """One random problem."""
 
+    def draw_at(self, i: int, rng: random.Random) -> Any:
+        """A problem for example i, where its kind depends on i."""
+        return self.draw(rng)
+
     @abstractmethod
     def canonical(self, problem: Any) -> str:
         """The same text for every problem that must not stand in two splits."""
@@ -114,7 +118,7 @@ class GeneratedTask(Task):
     def example(self, split: str, i: int) -> Example:
         rng = stream(self.name, self.seed, split, i)
         for _ in range(_MAX_DRAWS):
-            problem = self.draw(rng)
+            problem = self.draw_at(i, rng)
             if split_of(self.canonical(problem), self.shares) == split:
                 return self.render(problem, f"{self.name}-{split}-{self.seed}-{i}", rng)
         raise UserError(

@@ -26,11 +26,13 @@ def moved_mixer(**options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_thought_forced_out_leaves_the_base_bit_by_bit(dtype):
     base, thought = states(2, 5, dtype=dtype), states(2, 5, seed=1, dtype=dtype).mul(1e3).requires_grad_()
+    base[0, 0, 0] = -0.0
     share = moved_mixer().share(base, thought)
     share = torch.where(torch.tensor([[True] * 5, [False] * 5]), 0.0, share)
     with torch.no_grad():
         thought[0, 1] = torch.nan
     mixed = mix(base, thought, share)
+    assert torch.equal(mixed[0].signbit(), base[0].signbit()), "a zero keeps its sign"
     assert mixed.dtype == dtype and torch.equal(mixed[0], base[0]) and not torch.equal(mixed[1], base[1])
     mixed.float().sum().backward()
     assert not thought.grad[0].any() and thought.grad[1].all()

@@ -102,9 +102,16 @@ def orthogonal(matrices: Sequence[Tensor], iterations: int = 5) -> Tensor:
     x_nMN = torch.stack(list(matrices)) / norms_n.clamp(min=EPS)[:, None, None]
     for _ in range(iterations):
         gram_nMM = x_nMN @ x_nMN.mT
-        mixed_nMM = torch.baddbmm(gram_nMM, gram_nMM, gram_nMM, beta=b, alpha=c)
+        mixed_nMM = _mixed(gram_nMM, b, c)
         x_nMN = torch.baddbmm(x_nMN, mixed_nMM, x_nMN, beta=a)
     return x_nMN
+
+
+def _mixed(gram_nMM: Tensor, b: float, c: float) -> Tensor:
+    """b A + c A A. On a CPU the batched product rounds otherwise in bf16, for one matrix in a thousand."""
+    if gram_nMM.device.type == "cpu" and gram_nMM.dtype == torch.bfloat16:
+        return torch.stack([torch.addmm(gram, gram, gram, beta=b, alpha=c) for gram in gram_nMM])
+    return torch.baddbmm(gram_nMM, gram_nMM, gram_nMM, beta=b, alpha=c)
 
 
 def _wide(matrix: Tensor, dtype: torch.dtype) -> Tensor:

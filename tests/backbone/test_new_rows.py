@@ -7,8 +7,15 @@ import torch
 from small_models import SHAPE, VOCAB
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig
 
-from quietreasoning.backbone import BackboneConfig, LoraConfig, load_backbone, meta_backbone, role_of
-from quietreasoning.backbone.adapters import adapters_off
+from quietreasoning.backbone import (
+    BackboneConfig,
+    LoraConfig,
+    adapters_off,
+    load_backbone,
+    meta_backbone,
+    role_of,
+)
+from quietreasoning.backbone.new_rows import fold_new_rows
 from quietreasoning.config import UserError
 from quietreasoning.contract import Role
 
@@ -92,14 +99,9 @@ def test_deltas_are_what_rows_written_into_the_matrices_would_be(folder):
     """Look-up, head and blend against the same model with its rows moved for good."""
     backbone = trained(folder)
     table, head = backbone.model.get_input_embeddings(), backbone.model.get_output_embeddings()
-    moved, by_hand = copy.deepcopy(backbone), {}
-    for name in ("get_input_embeddings", "get_output_embeddings"):
-        matrix = getattr(moved.model, name)()
-        matrix.new_rows_on = False
-        by_hand[id(matrix.weight)] = matrix
-    with torch.no_grad():
-        for matrix in by_hand.values():
-            matrix.weight[matrix.new_ids] += matrix.new_rows
+    moved = copy.deepcopy(backbone)
+    fold_new_rows(moved.model)
+    assert not moved.model.get_output_embeddings().new_rows.any() and table.new_rows.all()
     torch.testing.assert_close(backbone.embed(IDS_BT), moved.embed(IDS_BT))
     torch.testing.assert_close(logits(backbone), logits(moved), atol=1e-3, rtol=1e-3)
     one_hot = torch.nn.functional.one_hot(IDS_BT, VOCAB + 3).float()

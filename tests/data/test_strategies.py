@@ -12,8 +12,9 @@ from quietreasoning.data.strategies.forms import STRATEGIES, pieces_of, response
 from quietreasoning.data.strategies.overlap import overlapping
 from quietreasoning.data.strategies.prompts import COMPOSITE_PROMPT, SHORT_PROMPT
 from quietreasoning.data.strategies.validators import appropriate, strategy_of, usage, validate, verified
+from quietreasoning.data.tags import THINKING, untagged
 from quietreasoning.data.tasks import TASKS
-from quietreasoning.data.thinking import THINKING, untagged, with_thinking
+from quietreasoning.data.thinking import with_thinking
 from quietreasoning.data.tokenizers import train_words
 
 

@@ -5,7 +5,8 @@ from tokenizers import AddedToken
 
 from quietreasoning.data.config import DataConfig, build_task
 from quietreasoning.data.encoder import Encoder
-from quietreasoning.data.thinking import THINKING, new_rows, thinking_ids, untagged, with_thinking
+from quietreasoning.data.tags import THINKING, untagged
+from quietreasoning.data.thinking import new_rows, thinking_ids, with_thinking
 from quietreasoning.data.tokenizers import (
     build_tokenizer,
     load_tokenizer,

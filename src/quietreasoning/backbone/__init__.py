@@ -5,6 +5,7 @@ can be forked, so that a method can run its own loops on the same prompt. Latent
 are no token ("soft tokens"); 4-D masks and caches are made here and nowhere else.
 """
 
+from quietreasoning.backbone.adapters import adapters_off
 from quietreasoning.backbone.config import BackboneConfig, LoraConfig, ScratchConfig
 from quietreasoning.backbone.load import load_backbone, meta_backbone
 from quietreasoning.backbone.model import Backbone, Call, Past, States, last_hidden, role_of
@@ -17,6 +18,7 @@ __all__ = [
     "Past",
     "ScratchConfig",
     "States",
+    "adapters_off",
     "last_hidden",
     "load_backbone",
     "meta_backbone",

@@ -62,6 +62,15 @@ def with_new_rows(model: nn.Module) -> Iterator[nn.Module]:
     return (module for module in model.modules() if NAME in module._parameters)
 
 
+@torch.no_grad()
+def fold_new_rows(model: nn.Module) -> None:
+    """Add the deltas to the matrices for good; they are zero again. Function does not change."""
+    for matrix in _matrices(model):  # tied ones once
+        if NAME in matrix._parameters:
+            matrix.weight[matrix.new_ids] += matrix.new_rows
+            matrix.new_rows.zero_()
+
+
 def blended(table: nn.Module, weights: Tensor) -> Tensor:
     """[..., V] -> [..., D]: the table's rows, new ones included, under these weights."""
     weights = weights.to(table.weight.dtype)

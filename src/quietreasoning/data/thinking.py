@@ -6,19 +6,15 @@ the rows that a model needs for them are made from their word pieces whenever th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from quietreasoning.config import UserError
+from quietreasoning.data.tags import THINKING
 
-OPEN, CLOSE = "<think>", "</think>"
-TAGS = ("<step>", "<reason>", "<mece>", "<falsify>", "<expert>", "<doubt>")
-THINKING = (OPEN, CLOSE, *TAGS)
 NEW = "thinking_new"  # in tokenizer_config.json: which of them were added
-_ANY = re.compile("|".join(map(re.escape, THINKING)))
 
 
 def with_thinking(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
@@ -65,8 +61,3 @@ def plain_ids(tokenizer: PreTrainedTokenizerFast, ids: Iterable[int]) -> list[in
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     special = (special | set(tokenizer.all_special_ids)).difference(thinking_ids(tokenizer))
     return [id for id in ids if id not in special]
-
-
-def untagged(text: str) -> str:
-    """The text without thinking tokens."""
-    return _ANY.sub(" ", text)

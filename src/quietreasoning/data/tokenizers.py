@@ -17,8 +17,9 @@ from transformers.utils import logging
 from quietreasoning.config import UserError
 from quietreasoning.data.config import DataConfig, build_task
 from quietreasoning.data.spm import from_sentencepiece
+from quietreasoning.data.tags import THINKING, untagged
 from quietreasoning.data.tasks import Task
-from quietreasoning.data.thinking import THINKING, forget_new, untagged, with_thinking
+from quietreasoning.data.thinking import forget_new, with_thinking
 
 EOS, PAD, UNK = "<eos>", "<pad>", "<unk>"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from quietreasoning.data.thinking import CLOSE, OPEN, TAGS
+from quietreasoning.data.tags import CLOSE, OPEN, TAGS
 
 CHAIN = "chain-of-thought"
 MECE = "mece"

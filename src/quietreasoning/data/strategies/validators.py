@@ -25,7 +25,7 @@ from quietreasoning.data.strategies.forms import (
     STRATEGIES,
 )
 from quietreasoning.data.strategies.lexicon import FIELD_TERMS
-from quietreasoning.data.thinking import CLOSE, OPEN, TAGS
+from quietreasoning.data.tags import CLOSE, OPEN, TAGS
 
 _TAG = re.compile(r"</?[a-z]+>")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:\s*/\s*[1-9]\d*)?")

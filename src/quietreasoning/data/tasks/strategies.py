@@ -30,6 +30,7 @@ from quietreasoning.data.strategies.forms import (
     enclosed,
 )
 from quietreasoning.data.strategies.prompts import SHORT_PROMPT
+from quietreasoning.data.tags import untagged
 from quietreasoning.data.tasks.base import GeneratedTask, digest, stream
 from quietreasoning.data.tasks.strategy_fields import consultant, expert
 from quietreasoning.data.tasks.strategy_problems import (
@@ -45,7 +46,6 @@ from quietreasoning.data.tasks.strategy_problems import (
     swaps,
 )
 from quietreasoning.data.tasks.strategy_views import alarm, boxes, cup, meetings, rumor
-from quietreasoning.data.thinking import untagged
 
 FAMILIES: Mapping[str, tuple[Callable[[random.Random], Problem], ...]] = {
     CHAIN: (story, hands, swaps, fence),
@@ -90,7 +90,7 @@ class Assigned(NamedTuple):
 class Strategies(GeneratedTask):
     Config = StrategiesConfig
     name = "strategies"
-    describe = "eight ways to think, tagged: chain of thought, MECE, falsification, expert, Bayes and others"
+    describe = "eight ways to think, tagged: chain of thought, falsification, Bayes and others"
     scorer = "exact"
     sizes = {"train": 1800, "valid": 450, "test": 900}
     config: StrategiesConfig

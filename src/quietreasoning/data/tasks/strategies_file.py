@@ -14,9 +14,9 @@ from quietreasoning.data.example import Example
 from quietreasoning.data.records import Fault, text
 from quietreasoning.data.strategies.forms import STRATEGIES, pieces_of, response
 from quietreasoning.data.strategies.validators import strategy_of, validate, verified
+from quietreasoning.data.tags import CLOSE, OPEN
 from quietreasoning.data.tasks.files import FileConfig, FileTask
 from quietreasoning.data.tasks.jsonl import as_steps
-from quietreasoning.data.thinking import CLOSE, OPEN
 
 
 class StrategiesFileConfig(FileConfig):

@@ -112,8 +112,7 @@ def packed_segment(tree, hidden_BSD, key, length, after):
     return torch.cat([first[: 1 + length], talks[: max(len(after), 1)]])
 
 
-@pytest.mark.parametrize("markers", [False, True])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "markers"), [("llama", False), *((name, True) for name in FAMILIES)])
 def test_packed_is_each_thought_alone_in_value_and_gradient(name, markers):
     backbone, ids_BT, thoughts = backbone_of(name), texts(), given_thoughts()
     source = torch.Generator().manual_seed(2)
@@ -294,8 +293,7 @@ class Forgetful(torch.nn.Module):
 
 
 def test_the_probe_finds_what_the_configuration_does_not_say():
-    for name in FAMILIES:
-        check_trees(backbone_of(name))
+    check_trees(backbone_of("smollm3"))
     torch.manual_seed(0)
     coarse = AutoModelForCausalLM.from_config(FAMILIES["qwen3"], attn_implementation="eager").bfloat16()
     check_trees(Backbone(coarse, BackboneConfig(), {}))

@@ -51,18 +51,18 @@ def test_the_policy_gradient_is_that_of_enumeration(baseline, group):
     """Every group of thoughts weighted by its probability, on five tokens: G / limit times grad E[r]."""
     logits_CV, choices_N2 = numbers(VOCAB, VOCAB, seed=1).requires_grad_(), all_thoughts()
     reward_N = numbers(len(choices_N2), seed=2)  # of both signs
-    counted = torch.ones(group, 2, dtype=torch.bool)
-    logp_N = log_p(logits_CV, choices_N2).sum(1)
-    torch.testing.assert_close(logp_N.exp().sum(), torch.tensor(1.0, dtype=torch.float64))
-    (wanted,) = torch.autograd.grad((logp_N.exp() * reward_N).sum(), logits_CV)
-    total = 0.0
     logp_N2 = log_p(logits_CV, choices_N2)
-    for picked in itertools.product(range(len(choices_N2)), repeat=group):
-        picked = torch.tensor(picked)
-        advantage = thought_advantages(reward_N[picked], baseline)
-        loss, count = policy_loss(logp_N2[picked], advantage, counted, limit=20)
-        total = total + logp_N[picked].sum().exp().detach() * loss
-        assert int(count) == group
+    logp_N = logp_N2.sum(1)
+    torch.testing.assert_close(logp_N.exp().sum(), torch.tensor(1.0, dtype=torch.float64))
+    (wanted,) = torch.autograd.grad((logp_N.exp() * reward_N).sum(), logits_CV, retain_graph=True)
+    groups_PG = torch.tensor(list(itertools.product(range(len(choices_N2)), repeat=group)))
+    chance_P1 = logp_N[groups_PG].sum(1, keepdim=True).exp()
+    advantage_PG = thought_advantages(reward_N[groups_PG], baseline) * chance_P1
+    counted_PG2 = torch.ones(*groups_PG.shape, 2, dtype=torch.bool)
+    total, count = policy_loss(
+        logp_N2[groups_PG].flatten(0, 1), advantage_PG.flatten(), counted_PG2.flatten(0, 1), limit=20
+    )
+    assert int(count) == groups_PG.numel()
     (got,) = torch.autograd.grad(total, logits_CV)
     torch.testing.assert_close(got, -wanted * group / 20, rtol=0, atol=1e-12)
     assert wanted.abs().max() > 1e-3

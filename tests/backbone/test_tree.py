@@ -247,6 +247,19 @@ def test_nothing_behind_an_anchor_is_seen():
     assert not torch.equal(tree.talks(was)[0, 1, :, 1], tree.talks(now)[0, 1, :, 1])
 
 
+@torch.no_grad()
+def test_nobody_has_to_think():
+    backbone, ids_BT, none_BK = backbone_of("llama"), texts(), torch.full((3, 1), -1)
+    thoughts, branches, _ = drawn(backbone, ids_BT, none_BK)
+    assert thoughts.ids_BKGL.shape == (3, 1, 3, 0) and not thoughts.length_BKG.any()
+    assert branches.close(thoughts).isfinite().all()
+    tree = grown(ids_BT, thoughts, none_BK)
+    hidden_BSD, real_BT = read_tree(backbone, tree).hidden_BTD, ids_BT != IGNORE
+    plain_BTD = backbone(ids_BT, role_of(ids_BT, Role.PROMPT)).hidden_BTD
+    torch.testing.assert_close(hidden_BSD[:, :10][real_BT], plain_BTD[real_BT], rtol=0, atol=1e-10)
+    assert hidden_BSD.isfinite().all() and (tree.labels_BKM == IGNORE).all()
+
+
 def test_greedy_is_the_true_argmax():
     backbone, ids_BT = backbone_of("mistral"), texts()
     thoughts, _, caps_BK = drawn(backbone, ids_BT, group=1, greedy=True)

@@ -94,10 +94,10 @@ class Branches:
         tokens that are emitted, one a step, the same for all branches of an anchor.
         """
         length_BN = thoughts.length_BKG.flatten(1)
-        last_BN = thoughts.ids_BKGL.flatten(1, 2).gather(2, (length_BN - 1).clamp(min=0)[..., None])[..., 0]
         unread_BN = ~thoughts.ended_BKG.flatten(1) & (length_BN > 0)
         if unread_BN.any():
-            self.step(last_BN, unread_BN)
+            last_BN1 = (length_BN - 1).clamp(min=0)[..., None]
+            self.step(thoughts.ids_BKGL.flatten(1, 2).gather(2, last_BN1)[..., 0], unread_BN)
         return self.mark(1).unflatten(1, self.shape[1:])
 
 

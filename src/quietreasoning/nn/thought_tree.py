@@ -96,8 +96,8 @@ class ThoughtTree:
         return found_BN.view_as(self.target_BKM).masked_fill(self.target_BKM == NONE, IGNORE)
 
     def _segments(self, rows_BSX: Tensor) -> Tensor:
-        _, anchors, group, _ = self.choice_BKGL.shape
-        return rows_BSX[:, self.text :].unflatten(1, (anchors, group, -1))
+        _, anchors, group, steps = self.choice_BKGL.shape
+        return rows_BSX[:, self.text :].unflatten(1, (anchors, group, steps + self.target_BKM.shape[2] + 1))
 
 
 def grow_tree(
@@ -250,7 +250,7 @@ def hard_anchors(
     """Columns [B, K] whose entropy exceeds `threshold`, each at least `spacing` after the one before.
 
     The rule of inference: whether a column thinks depends on no later one, if `allowed_BT` does not. limit:
-    the first so many of a row. K is the longest row's; -1 fills the others.
+    the first so many of a row. K is the longest row's, and at least 1; -1 fills the others.
     """
     column_T, open_BT = torch.arange(allowed_BT.shape[1], device=allowed_BT.device), allowed_BT
     open_BT = open_BT & (entropy_BT > threshold)
@@ -259,7 +259,7 @@ def hard_anchors(
         pick_B = open_BT.byte().argmax(1).masked_fill(~open_BT.any(1), NONE)
         picks.append(pick_B)
         open_BT = open_BT & (column_T >= (pick_B + spacing)[:, None]) & (pick_B != NONE)[:, None]
-    return torch.stack(picks, 1) if picks else allowed_BT.new_zeros(len(allowed_BT), 0, dtype=torch.long)
+    return torch.stack(picks or [torch.full_like(allowed_BT[:, 0], NONE, dtype=torch.long)], 1)
 
 
 def thought_cap(lengths: Tensor, floor: int = 10, cap: int = 20, divisor: int = 5) -> Tensor:

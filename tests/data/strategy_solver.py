@@ -42,9 +42,9 @@ def swaps(q: str) -> int:
 
 
 def parity(q: str) -> int:
-    last, above = numbers(q)[1:]
+    start, last, above = numbers(q)
     kind = "even" in q
-    return sum((n % 2 == 0) == kind or n > above for n in range(1, last + 1))
+    return sum((n % 2 == 0) == kind or n > above for n in range(start, last + 1))
 
 
 def claim(q: str) -> str:
@@ -87,10 +87,11 @@ KINDS = (
     ("both ends", lambda q: len(range(0, numbers(q)[0] + 1, numbers(q)[1]))),
     ("seats each", lambda q: math.ceil(numbers(q)[0] / numbers(q)[1])),
     ("box one", boxes),
+    ("with each of", lambda q: numbers(q)[0] * numbers(q)[1]),
     ("a test marks", alarm),
     ("each other once", lambda q: math.comb(numbers(q)[0], 2)),
     ("until one is left", lambda q: numbers(q)[0] - 1),
-    ("rumor", lambda q: numbers(q)[0] * 2 ** numbers(q)[1]),
+    ("rumor", lambda q: numbers(q)[0] * (2 if "twice" in q else 3) ** numbers(q)[1]),
     (r"\. each|\. one truck", consultant),
     ("", lambda q: math.prod(numbers(q))),
 )

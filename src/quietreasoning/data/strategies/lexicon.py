@@ -7,7 +7,7 @@ FIELD_TERMS: dict[str, frozenset[str]] = {
     "electricity": frozenset("voltage current ohms amps volts resistance".split()),
     "medicine": frozenset("dose doses pills patient treatment".split()),
     "cooking": frozenset("recipe guests eggs portions oven".split()),
-    "finance": frozenset("cost price savings deposit interest profit".split()),
+    "finance": frozenset("cost price savings saves deposit interest profit".split()),
     "ecology": frozenset("smoke emission rate species habitat".split()),
     "logistics": frozenset("trips load truck route stock".split()),
 }

@@ -45,14 +45,14 @@ from quietreasoning.data.tasks.strategy_problems import (
     story,
     swaps,
 )
-from quietreasoning.data.tasks.strategy_views import alarm, boxes, cup, meetings, rumor
+from quietreasoning.data.tasks.strategy_views import alarm, boxes, couples, cup, meetings, rumor
 
 FAMILIES: Mapping[str, tuple[Callable[[random.Random], Problem], ...]] = {
     CHAIN: (story, hands, swaps, fence),
     MECE: (groups, parity),
     FALSIFICATION: (claim,),
     EXPERT: (expert,),
-    ORTHOGONAL: (meetings, cup, rumor),
+    ORTHOGONAL: (meetings, couples, cup, rumor),
     DOUBT: (claim, fence, rides),
     BAYESIAN: (boxes, alarm),
     MULTIDOMAIN: (consultant,),

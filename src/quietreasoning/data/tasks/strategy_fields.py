@@ -44,7 +44,18 @@ FIELDS = (
         "cooking", "a recipe takes {a} eggs a guest and {b} guests come", "how many eggs are needed",
         "a recipe grows with the guests", "egg",
     ),
+    Field(
+        "finance", "{name} saves {a} coins a month for {b} months", "how much is saved",
+        "savings are deposit times months", "coin",
+    ),
+    Field(
+        "logistics", "{a} trucks carry {b} boxes each", "how many boxes arrive",
+        "stock is trucks times load", "box",
+    ),
 )  # fmt: skip
+
+
+UNPRICED = ("electricity", "finance", "logistics")  # nothing to buy, or a second field itself
 
 
 class Second(NamedTuple):
@@ -81,7 +92,7 @@ def expert(rng: random.Random) -> Problem:
 
 
 def consultant(rng: random.Random) -> Problem:
-    first, second = rng.choice(FIELDS[:3] + FIELDS[4:]), rng.choice(SECONDS)
+    first, second = rng.choice([f for f in FIELDS if f.name not in UNPRICED]), rng.choice(SECONDS)
     a, b = _factors(rng, LARGEST // 2)
     amount = a * b
     by = second.operator == "/"

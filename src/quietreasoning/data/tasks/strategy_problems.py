@@ -78,7 +78,7 @@ def hands(rng: random.Random) -> Problem:
 def swaps(rng: random.Random) -> Problem:
     """A coin under one of three cups: a product of permutations in words."""
     start = at = rng.randint(1, 3)
-    moves = [sorted(rng.sample((1, 2, 3), 2)) for _ in range(rng.choice((3, 4)))]
+    moves = [sorted(rng.sample((1, 2, 3), 2)) for _ in range(rng.choice((4, 5)))]
     steps = []
     for a, b in moves:
         at = {a: b, b: a}.get(at, at)
@@ -117,19 +117,20 @@ def groups(rng: random.Random) -> Problem:
 
 def parity(rng: random.Random) -> Problem:
     """How many numbers are even (odd) or large."""
-    last, kind = rng.randint(6, 14), rng.choice(("even", "odd"))
-    above = rng.randint(3, last - 1)
+    start, kind = rng.randint(1, 20), rng.choice(("even", "odd"))
+    last = start + rng.randint(5, 11)
+    above = rng.randint(start + 2, last - 1)
     other = "odd" if kind == "even" else "even"
-    first = [n for n in range(1, last + 1) if n % 2 == (kind == "odd")]
+    first = [n for n in range(start, last + 1) if n % 2 == (kind == "odd")]
     rest = [n for n in range(above + 1, last + 1) if n not in first]
     total = len(first) + len(rest)
-    question = f"how many numbers from 1 to {last} are {kind} or greater than {above} ?"
+    question = f"how many numbers from {start} to {last} are {kind} or greater than {above} ?"
     lines = [
         (f"<mece> case {kind} : {' , '.join(map(str, first))} makes {len(first)} .", str(len(first))),
         (f"case {other} : {' , '.join(map(str, rest)) or 'none'} makes {len(rest)} .", str(len(rest))),
         (f"no case overlaps and nothing is missing , so {len(first)} + {len(rest)} = {total}", str(total)),
     ]
-    return Problem("parity", (kind, last, above), question, total, {MECE: lines})
+    return Problem("parity", (kind, start, last, above), question, total, {MECE: lines})
 
 
 CLAIMS: tuple[tuple[str, str, Callable[[int], bool]], ...] = (
@@ -173,13 +174,14 @@ def claim(rng: random.Random) -> Problem:
     )
 
 
-FENCES = (("fence", "post"), ("road", "tree"), ("wall", "lamp"))
+FENCES = (("fence", "post"), ("road", "tree"), ("wall", "lamp"), ("river", "boat"))
 
 
 def fence(rng: random.Random) -> Problem:
     """Posts along a fence: one more than the gaps."""
     what, mark = rng.choice(FENCES)
-    gap, gaps = rng.randint(2, 6), rng.randint(2, 10)
+    gap = rng.randint(2, 9)
+    gaps = rng.randint(2, LARGEST // gap)
     length = gap * gaps
     question = (
         f"a {what} is {length} meters long with a {mark} every {gap} meters and at both ends . "
@@ -200,13 +202,17 @@ def fence(rng: random.Random) -> Problem:
 
 def rides(rng: random.Random) -> Problem:
     """Cars for children: one more where some are left over."""
-    seats, children = rng.randint(3, 6), rng.randint(7, LARGEST)
+    seats, children, what = (
+        rng.randint(3, 6),
+        rng.randint(7, LARGEST),
+        rng.choice(("cars", "boats", "trains")),
+    )
     full, left = divmod(children, seats)
     cars = full + (left > 0)
-    question = f"{children} children ride in cars with {seats} seats each . how many cars are needed ?"
+    question = f"{children} children ride in {what} with {seats} seats each . how many {what} are needed ?"
     settled = f"corrected , {full} + 1 = {cars}" if left else "kept"
     lines = [
-        (f"<doubt> the first answer is {full} full cars .", str(full)),
+        (f"<doubt> the first answer is {full} full {what} .", str(full)),
         (
             f"a possible error : some children are left . {full} * {seats} = {full * seats} , {left} left .",
             str(left),

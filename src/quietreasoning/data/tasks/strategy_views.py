@@ -50,7 +50,18 @@ def alarm(rng: random.Random) -> Problem:
     return Problem("alarm", (sick, healthy, hit, false), question, chance, {BAYESIAN: lines})
 
 
-MEETINGS = (("friends", "hugs", "hug"), ("players", "games", "play"), ("teams", "letters", "write to"))
+MEETINGS = (
+    ("friends", "hugs", "hug"),
+    ("cooks", "calls", "call"),
+    ("singers", "visits", "visit"),
+    ("players", "games", "play"),
+    ("teams", "letters", "write to"),
+)
+ROWS = (
+    ("boys", "girls", "dance", "dances"),
+    ("cooks", "guests", "talk", "talks"),
+    ("players", "teams", "play", "games"),
+)
 
 
 def meetings(rng: random.Random) -> Problem:
@@ -66,36 +77,51 @@ def meetings(rng: random.Random) -> Problem:
     return Problem("meetings", n, question, pairs, {ORTHOGONAL: lines})
 
 
-CUPS = (("players", "game", "sends one player home"), ("singers", "round", "sends one singer home"))
+def couples(rng: random.Random) -> Problem:
+    """Each of one group with each of another, seen as squares of a board."""
+    a = rng.randint(2, 10)
+    b, (one, two, do, what) = rng.randint(2, LARGEST // a if a > 5 else 10), rng.choice(ROWS)
+    question = f"each of {a} {one} will {do} once with each of {b} {two} . how many {what} are there ?"
+    lines = [
+        (f"<reason> this is like squares on a board in chess with {a} rows .", str(a)),
+        (f"each row has {b} squares , one for each of the {two} .", str(b)),
+        (f"mapped back to {what} : {a} * {b} = {a * b} , so {a * b}", str(a * b)),
+    ]
+    return Problem("couples", (a, b), question, a * b, {ORTHOGONAL: lines})
+
+
+CUPS = (
+    ("players", "game", "sends one player home"),
+    ("singers", "round", "sends one singer home"),
+    ("teams", "match", "sends one team home"),
+)
 
 
 def cup(rng: random.Random) -> Problem:
     """A knock-out cup, seen as candles that go out one by one."""
     n, (who, what, does) = rng.randint(4, LARGEST), rng.choice(CUPS)
-    question = f"{n} {who} enter a cup and each {what} {does} . how many {what}s until one is left ?"
+    question = f"{n} {who} enter a cup and each {what} {does} . how many of these until one is left ?"
     lines = [
         (f"<reason> this is like {n} candles in the wind .", str(n)),
         ("each gust puts out one candle until one burns .", "one"),
-        (f"mapped back to {what}s : {n} - 1 = {n - 1} , so {n - 1}", str(n - 1)),
+        (f"mapped back to the cup : {n} - 1 = {n - 1} , so {n - 1}", str(n - 1)),
     ]
     return Problem("cup", n, question, n - 1, {ORTHOGONAL: lines})
 
 
 def rumor(rng: random.Random) -> Problem:
-    """A rumor that doubles, seen as cells that split."""
-    hours = rng.randint(2, 4)
-    start = rng.randint(1, LARGEST >> hours)
-    values = [start << hour for hour in range(hours + 1)]
-    people = rng.choice(("people", "teams", "friends"))
-    question = (
-        f"{start} {people} know a rumor and each hour twice as many know it . how many after {hours} hours ?"
-    )
+    """A rumor that doubles or trebles, seen as cells that split."""
+    hours, (factor, times) = rng.randint(2, 3), rng.choice(((2, "twice"), (3, "three times")))
+    start = rng.randint(2, LARGEST // factor**hours)
+    values = [start * factor**hour for hour in range(hours + 1)]
+    people = rng.choice(("people", "teams", "friends", "players", "singers", "cooks"))
+    question = f"{start} {people} know a rumor and each hour {times} as many . how many after {hours} hours ?"
     lines = [
-        (f"<reason> this is like {start} cells that split in biology .", str(start)),
+        (f"<reason> this is like {start} cells that split and grow in biology .", str(start)),
         (f"they grow from {' to '.join(map(str, values))} .", str(values[-1])),
         (f"mapped back to {people} : {values[-1]} know it , so {values[-1]}", str(values[-1])),
     ]
-    return Problem("rumor", (start, hours), question, values[-1], {ORTHOGONAL: lines})
+    return Problem("rumor", (start, factor, hours), question, values[-1], {ORTHOGONAL: lines})
 
 
 def _fraction(above: int, below: int) -> str:

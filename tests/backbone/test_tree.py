@@ -13,6 +13,7 @@ from quietreasoning.backbone import Backbone, BackboneConfig, role_of
 from quietreasoning.backbone.tree import Branches, check_trees, read_tree, sample_thoughts
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Role
+from quietreasoning.losses.policy import token_log_probs
 from quietreasoning.losses.thoughts import ThoughtLaw
 from quietreasoning.nn.thought_tree import Thoughts, grow_tree, keyed_uniforms, thought_cap
 from quietreasoning.workspace import WorkspaceConfig, WorkspaceForCausalLM
@@ -191,7 +192,7 @@ def test_log_probabilities_are_those_of_the_gradient_pass():
         assert ((tree.choice_BKGL == END).sum(-1) == thoughts.ended_BKG).all()
         step_N = torch.arange(tree.choice_BKGL.shape[-1]).expand_as(chosen)[chosen]
         logits_NV = backbone.logits(tree.policy(hidden_BSD)[chosen]).detach()
-        logp_N = LAW.log_probs(logits_NV, tree.choice_BKGL[chosen], step_N)
+        logp_N = token_log_probs(LAW.logits(logits_NV, step_N), tree.choice_BKGL[chosen])
         torch.testing.assert_close(logp_N, thoughts.logp_BKGL[chosen], rtol=0, atol=1e-10)
         assert not thoughts.logp_BKGL[~chosen].any()
         expected_NV = logits_NV.clone()

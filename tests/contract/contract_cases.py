@@ -41,6 +41,11 @@ REWARD = {
     "kl": 0.1,
 }  # so hot that one in 40 ends at once
 
+THOUGHTS = {
+    **{"anchors": 3, "spacing": 1, "thoughts": 2, "talk": 2, "floor": 2, "cap": 4, "divisor": 2, "chunk": 7},
+    "gate": 0,
+}
+
 CASES: dict[str, tuple[str, dict]] = {
     "plain": ("plain", {}),
     "cot": ("cot", {"weights": {"answer": 0.5}}),
@@ -118,6 +123,9 @@ CASES: dict[str, tuple[str, dict]] = {
     "workspace-teacher": ("workspace", {"teacher": "a folder", "weights": {"teacher": 0.3}, "z_loss": 0}),
     "bake": ("bake", {"max_tokens": 6, "chunk": 5}),
     "bake-pursuit": ("bake", {"teacher": "current", "max_tokens": 4, "weights": {"kl": 0.5}}),
+    "thoughts": ("thoughts", THOUGHTS),
+    "thoughts-bound": ("thoughts", THOUGHTS | {"objective": "bound", "visible": True, "sampled": True}),
+    "thoughts-text": ("thoughts", THOUGHTS | {"baseline": "plain", "weights": {"text": 0, "kl": 0.3}}),
     "reasoner": ("reasoner", {"width": 16, "supervision_steps": 3, "cells": 8}),
     "reasoner-attention": (
         "reasoner",
@@ -223,7 +231,12 @@ def make(case: str, backbone: Backbone | None = None) -> Method:
     backbone = backbone or backbone_for(case)
     torch.manual_seed(1)
     markers = replace(MARKERS, rationale=(3, 36)) if "rationale" in settings.get("weights", {}) else MARKERS
+    markers = replace(markers, thinking=(36, 35)) if name == "thoughts" else markers
     method = METHODS[name](backbone, METHODS[name].Config(**settings), markers)
+    if name == "thoughts":  # gates whose last layers start at zero let nothing through to the others
+        with torch.no_grad():
+            for last in (method.mixer.gate[-1], method.mixer.score[-1]):
+                last.weight.normal_()
     return method.train()
 
 

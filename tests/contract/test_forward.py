@@ -68,8 +68,9 @@ def test_units_are_what_forward_sums(case):
         for name, term in out.terms.items():
             if case in WORKSPACE and name not in ("lm", "step"):
                 continue  # of the workspace, not of labels: tests/methods/test_workspace.py counts them
-            if term.unit == "trajectory":
-                assert units[term.unit] == len(rows)
+            if term.unit in ("trajectory", "anchor", "thought"):
+                each = {"anchor": 3, "thought": 6}.get(term.unit, 1)
+                assert units[term.unit] == each * len(rows)
             elif name in ("match", "halt"):
                 assert term.unit == "sequence" and units["sequence"] % len(rows) == 0
             else:

@@ -23,11 +23,16 @@ from contract_cases import (
 from quietreasoning.contract import CONTROLS, IGNORE, Batch, Markers, Role
 
 ROWS = [0, 1, 2, 4, 5]
-WRITES_CHAIN = [case for case, (name, s) in CASES.items() if name in ("cot", "bake") or "visible_from" in s]
+WRITES_CHAIN = [
+    case for case, (name, s) in CASES.items() if name in ("cot", "bake", "thoughts") or "visible_from" in s
+]
 APART = (*WORKSPACE, *GRIDS)  # whose thoughts stand at no position of the backbone
 IN_TOKENS = [case for case in CASES if case not in APART]
 SILENT = ("plain", "bake", "bake-pursuit")
-THINKS = [case for case in IN_TOKENS if case not in SILENT and not case.endswith(("-none", "-start"))]
+OWN = [case for case in IN_TOKENS if case.startswith("thoughts")]  # tests/methods/test_thoughts.py
+THINKS = [
+    case for case in IN_TOKENS if case not in (*SILENT, *OWN) and not case.endswith(("-none", "-start"))
+]
 TOKENS = 5
 ENDLESS = replace(MARKERS, eos=-1)  # an end that no model writes, so that lengths are known
 
@@ -160,7 +165,8 @@ def as_gold(method, row) -> Batch:
         case
         for case in CASES
         if not case.endswith(("-only", "-all", "-text", "-grpo", "-per-step", "-pursuit"))
-        and case not in (*GRIDS, "bake")
+        and not case.startswith(("bake", "thoughts"))
+        and case not in GRIDS
     ],
 )
 def test_what_it_writes_is_what_training_finds_most_likely(case, row, method_of):
@@ -176,7 +182,7 @@ def test_what_it_writes_is_what_training_finds_most_likely(case, row, method_of)
     assert int(hits) == int(count) > 0 and times * int(count) == method.units(batch)["token"]
 
 
-@pytest.mark.parametrize("case", IN_TOKENS)
+@pytest.mark.parametrize("case", [case for case in IN_TOKENS if case not in OWN])
 def test_costs_are_counted_as_they_happen(case, method_of):
     method, row = method_of(case), 1
     chain = with_own_markers(method, row) if case in WRITES_CHAIN else 0

@@ -39,30 +39,26 @@ def test_a_thought_forced_out_leaves_the_base_bit_by_bit(dtype):
 
 
 def test_the_start_is_the_bias_and_the_prior():
-    mixer = Mixer(WIDTH, bias=-4.0, first=True)
+    mixer = Mixer(WIDTH, bias=-4.0)
     base, thoughts, prior = states(4), states(4, GROUP, seed=1), torch.tensor([0.5, -1.0, 0.0])
     torch.testing.assert_close(mixer.share(base, thoughts[:, 0]), torch.full((4,), 1 / (1 + math.exp(4))))
-    torch.testing.assert_close(mixer.first_share(base), torch.full((4,), 1 / (1 + math.exp(-4))))
     torch.testing.assert_close(mixer.weights(base, thoughts, prior), prior.softmax(-1).expand(4, -1))
     assert all(p.ndim for p in mixer.parameters()), "sharding refuses scalars"
-    with pytest.raises(ValueError, match="first=True"):
-        Mixer(WIDTH).first_share(base)
 
 
 def test_the_mixture_by_hand_and_every_weight_learns():
-    mixer = moved_mixer(first=True)
+    mixer = moved_mixer()
     base, thoughts, prior = states(4), states(4, GROUP, seed=1), torch.tensor([0.5, -1.0, 0.0])
     weights = mixer.weights(base, thoughts, prior)
     torch.testing.assert_close(weights.sum(-1), torch.ones(4))
     thought = gather_thoughts(weights, thoughts)
     torch.testing.assert_close(thought, sum(weights[:, g : g + 1] * thoughts[:, g] for g in range(GROUP)))
-    share = mixer.share(base, thought) * mixer.first_share(base)
+    share = mixer.share(base, thought)
     mixed = mix(base, thought, share)
     torch.testing.assert_close(mixed, (1 - share[:, None]) * base + share[:, None] * thought)
     mixed.square().sum().backward()
     for name, p in mixer.named_parameters():
-        # softmax does not see what is added to all scores
-        assert p.grad.abs().amax() > 1e-6 or name == "score.4.bias", name
+        assert p.grad.abs().amax() > 1e-6, name
 
 
 def test_one_thought_needs_no_weights():

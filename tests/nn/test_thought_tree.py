@@ -11,7 +11,6 @@ from quietreasoning.nn.thought_tree import (
     grow_tree,
     hard_anchors,
     keyed_uniforms,
-    thinkable,
     thought_cap,
 )
 
@@ -78,10 +77,6 @@ def test_the_mask_position_by_position():
                     elif query >= 7:
                         seen |= key <= query and (key - 7) // WIDTH == (query - 7) // WIDTH
                 assert bool(packed.seen_BSS[row, query, key]) == seen, (row, query, key)
-
-
-def test_thinkable_tokens_have_enough_behind_them():
-    assert thinkable(IDS != IGNORE, 2).int().tolist() == [[0, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0]]
 
 
 def rows_of_entropy(rows=6, length=40):

@@ -49,11 +49,6 @@ class ThoughtLaw:
         open_NV[:, self.end] = open_NV[:, self.end].masked_fill(early, -torch.inf)
         return open_NV
 
-    def log_probs(self, logits_NV: Tensor, ids_N: Tensor, step_N: Tensor | int) -> Tensor:
-        """log p of the chosen ids [N] under the law."""
-        logits_NV = self.logits(logits_NV, step_N)
-        return logits_NV.gather(1, ids_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
-
 
 def in_chunks(function: Callable[..., Tensor], *rows_N: Tensor, chunk: int = 512) -> Tensor:
     """function(*rows) [N, ...], computed `chunk` rows at a time and again in backward.
@@ -131,16 +126,15 @@ def multi_sample_bound(mixed_BKGM: Tensor, counted_BKM: Tensor) -> Bound:
     return Bound(-bound_BK.masked_fill(~told_BK, 0.0).sum(), logp_BKG.detach().softmax(-1), told_BK.sum())
 
 
-def thought_kl(logits_NV: Tensor, reference_NV: Tensor, counted_N: Tensor) -> tuple[Tensor, Tensor]:
-    """(sum of KL(policy || reference) over counted choices, their number), exact over the vocabulary.
+def thought_kl(logits_NV: Tensor, reference_NV: Tensor) -> Tensor:
+    """KL(policy || reference) of each choice [N], exact over the vocabulary.
 
     Both sets of logits under the same `ThoughtLaw`; the reference has no gradient.
     """
     logp_NV = statistic(logits_NV).log_softmax(-1)
     gap_NV = logp_NV - statistic(reference_NV).detach().log_softmax(-1)
     closed_NV = logp_NV.detach().isneginf()
-    kl_N = (logp_NV.exp() * gap_NV.masked_fill(closed_NV, 0.0)).sum(-1)
-    return kl_N.masked_fill(~counted_N, 0.0).sum(), counted_N.sum()
+    return (logp_NV.exp() * gap_NV.masked_fill(closed_NV, 0.0)).sum(-1)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from quietreasoning.methods.plain import Plain
 from quietreasoning.methods.reasoner import RecursiveReasoner
 from quietreasoning.methods.recursion import Recursion
 from quietreasoning.methods.slots import Slots
+from quietreasoning.methods.thoughts import Thinker
 from quietreasoning.methods.workspace import Workspace
 
 METHODS: dict[str, type[Method]] = {
@@ -25,4 +26,5 @@ METHODS: dict[str, type[Method]] = {
     "compressor": StateCompressor,
     "lm": LanguageModel,
     "bake": Bake,
+    "thoughts": Thinker,
 }

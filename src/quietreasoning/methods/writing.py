@@ -27,7 +27,7 @@ class Ready:
 
     states: States
     given: bool = True  # the answer prefix was read; else the method writes it
-    passes: int = 0  # sequential ones between the prompt's and the first written token
+    passes: int | Sequence[int] = 0  # sequential ones before the first written token, of all rows or of each
     latent_steps: int | Sequence[int] = 0  # of all rows, or of each
     heads: list[list[int]] | None = None  # tokens of each row that were written before
 
@@ -50,15 +50,19 @@ class Writer(Method):
         control: str | None = None,
         effort: int | None = None,
     ) -> Response:
+        self.refuse(control, effort)
+        started = time.perf_counter()
+        ready = self.prepare(prompt_BP, control, effort, max_new_tokens)
+        return respond(self.write(ready.states, max_new_tokens), self.markers, ready, started)
+
+    def refuse(self, control: str | None, effort: int | None) -> None:
+        """ValueError for a dial that this method has not."""
         name = self.config.name
         if control is not None and control not in self.controls:
             choices = ", ".join(self.controls) or "none: it has no thoughts to corrupt"
             raise ValueError(f"control={control!r} does not apply to {name}; it takes {choices}")
         if effort is not None and not self.takes_effort:
             raise ValueError(f"effort={effort} does not apply to {name}, which has no latent steps to vary")
-        started = time.perf_counter()
-        ready = self.prepare(prompt_BP, control, effort, max_new_tokens)
-        return respond(self.write(ready.states, max_new_tokens), self.markers, ready, started)
 
     def write(self, states: States, limit: int) -> list[list[int]]:
         """What the model says after `states`, a row each."""
@@ -103,22 +107,27 @@ def find(tokens: list[int], prefix: tuple[int, ...]) -> int | None:
 def respond(rows: list[list[int]], markers: Markers, ready: Ready, started: float) -> Response:
     """A Response from written rows. Where the answer prefix was not given it is searched for, and a row that
     never wrote it has no answer."""
-    prefix, passes = markers.answer_prefix, ready.passes
+    prefix, passes = markers.answer_prefix, of_each(ready.passes, len(rows))
     if ready.heads is not None:
         rows = [[*head, *row] for head, row in zip(ready.heads, rows, strict=True)]
     if ready.given:
-        answers, visible, spent = rows, [0] * len(rows), [passes] * len(rows)
+        answers, visible, spent = rows, [0] * len(rows), passes
         tokens = [[*prefix, *row] for row in rows]
     else:
         answers, visible, spent, tokens = [], [], [], rows
-        for row in rows:
+        for row, before in zip(rows, passes, strict=True):
             at = find(row, prefix)
             first = len(row) if at is None else at + len(prefix)  # where the answer begins
             answers.append(row[first:])
             visible.append(first if at is None else at)
-            spent.append(passes + first)
-    steps = [ready.latent_steps] * len(rows) if isinstance(ready.latent_steps, int) else ready.latent_steps
-    return Response(tokens, answers, visible, spent, list(steps), (time.perf_counter() - started) * 1000)
+            spent.append(before + first)
+    steps = of_each(ready.latent_steps, len(rows))
+    return Response(tokens, answers, visible, spent, steps, (time.perf_counter() - started) * 1000)
+
+
+def of_each(count: int | Sequence[int], rows: int) -> list[int]:
+    """A number of all rows, or of each, as a list."""
+    return [count] * rows if isinstance(count, int) else list(count)
 
 
 def row_seeds(prompt_BP: Tensor) -> list[int]:

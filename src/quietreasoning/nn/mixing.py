@@ -15,27 +15,19 @@ from torch import Tensor, nn
 
 
 class Mixer(nn.Module):
-    """Gate, shares among thoughts, and, if asked for, a gate that decides before thinking.
+    """A gate, and shares among thoughts.
 
-    bias: w = sigmoid(bias) at the start, whatever the states say; -4 gives 0.018. first: also learn
-    `first_share`, which begins open, at sigmoid(-bias).
+    bias: w = sigmoid(bias) at the start, whatever the states say; -4 gives 0.018.
     """
 
-    def __init__(self, width: int, *, bias: float = -4.0, first: bool = False):
+    def __init__(self, width: int, *, bias: float = -4.0):
         super().__init__()
         self.gate = _still(width, 2 * width, bias)
-        self.score = _still(width, 2 * width, 0.0)
-        self.first = _still(width, width, -bias) if first else None
+        self.score = _still(width, 2 * width, None)  # softmax does not see what is added to all scores
 
     def share(self, base_D: Tensor, thought_D: Tensor) -> Tensor:
         """w [...], the thought's share, in (0, 1), in fp32 or wider; both states are [..., D]."""
         return _read(self.gate, base_D, thought_D).sigmoid()
-
-    def first_share(self, base_D: Tensor) -> Tensor:
-        """From the state at the anchor alone [...]: whether to think at all. ValueError without that gate."""
-        if self.first is None:
-            raise ValueError("this mixer has no gate before thinking; build it with first=True")
-        return _read(self.first, base_D).sigmoid()
 
     def weights(self, base_D: Tensor, thought_GD: Tensor, prior_G: Tensor) -> Tensor:
         """a [..., G], adding up to 1: softmax of the prior's logits plus a learned score that starts at 0.
@@ -62,12 +54,13 @@ def mix(base_D: Tensor, thought_D: Tensor, share: Tensor) -> Tensor:
     return torch.where(off, base_D, mixed_D.to(base_D.dtype))
 
 
-def _still(width: int, inputs: int, bias: float) -> nn.Sequential:
-    """Three layers whose output is `bias` until they have learned. The bias is a vector of one: sharding
-    refuses scalars."""
-    last = nn.Linear(width, 1)
+def _still(width: int, inputs: int, bias: float | None) -> nn.Sequential:
+    """Three layers whose output is `bias`, or 0 without one, until they have learned. The bias is a vector of
+    one: sharding refuses scalars."""
+    last = nn.Linear(width, 1, bias=bias is not None)
     nn.init.zeros_(last.weight)
-    nn.init.constant_(last.bias, bias)
+    if bias is not None:
+        nn.init.constant_(last.bias, bias)
     return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), last)
 
 

@@ -197,12 +197,6 @@ class Anchors:
     probability_BK: Tensor  # of being drawn, given the draws before; 1 for the hardest, 0 for none
 
 
-def thinkable(real_BT: Tensor, talk: int) -> Tensor:
-    """Tokens that at least `talk` tokens of their row follow [B, T]. For training: it looks ahead."""
-    ahead_BT = real_BT.flip(1).cumsum(1).flip(1) - real_BT.long()
-    return real_BT & (ahead_BT >= talk)
-
-
 def choose_anchors(
     entropy_BT: Tensor,
     allowed_BT: Tensor,

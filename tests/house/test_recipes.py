@@ -23,7 +23,10 @@ def test_a_recipe_is_valid(name):
     assert all(any(key.startswith(one) for key in known) for one in written)
 
 
-FAMILIES = {"recursion": {"recursion", "compressor", "reasoner"}}  # folder -> its methods, if several
+FAMILIES = {  # folder -> its methods, if several
+    "recursion": {"recursion", "compressor", "reasoner"},
+    "thoughts": {"thoughts", "bake"},
+}
 
 
 @pytest.mark.parametrize("name", RECIPES)

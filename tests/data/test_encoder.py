@@ -7,9 +7,11 @@ from tokenizers import processors
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE
 from quietreasoning.data.config import DataConfig, Format, build_task
-from quietreasoning.data.encoder import Encoder, find_result
+from quietreasoning.data.encoder import Encoder
 from quietreasoning.data.example import Example
 from quietreasoning.data.load import load_split
+from quietreasoning.data.results import find_result
+from quietreasoning.data.thinking import with_thinking
 from quietreasoning.data.tokenizers import build_tokenizer, train_bpe, train_words
 
 SYMBOLS = ("pointer", "reachability", "multiplication", "permutation")
@@ -217,3 +219,19 @@ def test_an_instruction_is_read_by_a_teacher_alone(bpe):
     assert tight.fit(rows[1:]) == [False]
     with pytest.raises(UserError, match=r"under format\.instruction"):
         tight.encode(rows[1])
+
+
+def test_steps_stand_between_tags_where_asked_for():
+    tokenizer = with_thinking(train_words(["a b c d > , ? 1 2 ####"]))
+    plain, tagged = Encoder(tokenizer), Encoder(tokenizer, Format(tags=True))
+    open_, close = tagged.markers().thinking[:2]
+    before, after = plain.encode(example()), tagged.encode(example())
+    assert after.steps.tolist() == [open_, *before.steps.tolist(), close]
+    assert (after.step_lengths - before.step_lengths).tolist() == [1, 1]
+    assert (
+        after.answer.tolist() == before.answer.tolist() and after.results.tolist() == before.results.tolist()
+    )
+    bare = example(steps=(), results=())
+    assert tagged.encode(bare).steps.tolist() == []
+    with pytest.raises(UserError, match=r"data\.tokenizer\.thinking=true"):
+        Encoder(train_words(["a b c d > , ? 1 2 ####"]), Format(tags=True))

@@ -26,6 +26,9 @@ class Format(Settings):
     """Ends each visible step; must be at least one token."""
     answer_prefix: str = "####"
     """Stands between the last step and the answer; must be at least one token."""
+    tags: bool = False
+    """Write the steps between <think> and </think>; needs tokenizer.thinking=true, and steps without tags of
+    their own."""
     chat: bool = False
     """Write the prompt as a user message in the tokenizer's chat template."""
     system: str | None = None

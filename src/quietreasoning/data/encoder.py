@@ -20,6 +20,7 @@ from quietreasoning.contract import IGNORE, Batch, Markers
 from quietreasoning.data.config import Format
 from quietreasoning.data.example import Example
 from quietreasoning.data.padding import Ids, pad_left, pad_right, pad_steps
+from quietreasoning.data.results import result_tokens
 from quietreasoning.data.tasks.base import digest
 from quietreasoning.data.thinking import plain_ids, thinking_ids
 
@@ -64,6 +65,7 @@ class Encoder:
         self._start = start if start == [tokenizer.bos_token_id] else []
         self._eos, self._unknown = tokenizer.eos_token_id, tokenizer.unk_token_id
         self._prefix = tuple(self._ids([self.format.answer_prefix])[0])
+        self._thinking = thinking_ids(tokenizer)
         self._check_format()
 
     def _check_format(self) -> None:
@@ -78,6 +80,11 @@ class Encoder:
                 f"format.answer_prefix={self.format.answer_prefix!r} is unknown to this tokenizer; "
                 "use a word that it knows"
             )
+        if self.format.tags and not self._thinking:
+            raise UserError(
+                "format.tags=true writes steps between <think> and </think>, which this tokenizer lacks; set "
+                "data.tokenizer.thinking=true"
+            )
         with_suffix, without = self._ids(["a" + self.format.step_suffix, "a"])
         if len(with_suffix) == len(without):
             raise UserError(
@@ -86,7 +93,7 @@ class Encoder:
             )
 
     def markers(self) -> Markers:
-        return Markers(self._prefix, self._eos, self._rationale(), thinking_ids(self.tokenizer))
+        return Markers(self._prefix, self._eos, self._rationale(), self._thinking)
 
     def _rationale(self) -> tuple[int, ...]:
         """Words of `format.rationale` that are one known token, bare or after a space."""
@@ -190,7 +197,8 @@ class Encoder:
         """Tokens of the prompt, the longer one, with steps, answer prefix, answer and end of sequence."""
         parts = [*zip(example.steps, example.results, strict=True), (example.answer, _ANSWER)]
         longest = max(len(prompt), 0 if instructed is None else len(instructed))
-        return longest + sum(len(self._parts[part][0]) for part in parts) + len(self._prefix) + 1
+        tags = 2 if self.format.tags and example.steps else 0
+        return longest + tags + sum(len(self._parts[part][0]) for part in parts) + len(self._prefix) + 1
 
     def _fits(self, prompt_length: int, length: int) -> bool:
         if self.max_prompt_tokens is not None and prompt_length > self.max_prompt_tokens:
@@ -245,11 +253,14 @@ class Encoder:
         parts = [self._parts[part] for part in zip(example.steps, example.results, strict=True)]
         answer = self._parts[example.answer, _ANSWER][0]
         self._check_answer(example, answer)
-        empty = prompt[:0]
+        steps, empty = [ids for ids, _ in parts], prompt[:0]
+        if self.format.tags and steps:
+            steps[0] = np.insert(steps[0], 0, self._thinking[0])
+            steps[-1] = np.append(steps[-1], np.int32(self._thinking[1]))
         encoded = Encoded(
             prompt=prompt,
-            steps=np.concatenate([ids for ids, _ in parts]) if parts else empty,
-            step_lengths=np.array([len(ids) for ids, _ in parts], dtype=np.int32),
+            steps=np.concatenate(steps) if steps else empty,
+            step_lengths=np.array([len(ids) for ids in steps], dtype=np.int32),
             results=np.concatenate([ids for _, ids in parts]) if parts else empty,
             result_lengths=np.array([len(ids) for _, ids in parts], dtype=np.int32),
             answer=np.append(answer, np.int32(self._eos)),
@@ -286,27 +297,3 @@ class Encoder:
                 f"example {example.id}: its answer '{example.answer}' holds words that the tokenizer does "
                 "not know; train it on this task, or use tokenizer.train=bpe"
             )
-
-
-def result_tokens(step: str, result: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
-    """Which tokens of a step spell its result: those that overlap its last whole occurrence."""
-    start = find_result(step, result)
-    if start < 0:
-        return []
-    end = start + len(result)
-    return [i for i, (first, last) in enumerate(offsets) if first < end and last > start and last > first]
-
-
-def find_result(step: str, result: str) -> int:
-    """Where the result stands last in the step, whole if it can be; -1 where it does not."""
-    if not result:
-        return -1
-    start = step.rfind(result)
-    last = start
-    while start >= 0:
-        before = step[start - 1] if start else " "
-        after = step[start + len(result)] if start + len(result) < len(step) else " "
-        if not before.isalnum() and not after.isalnum():
-            return start
-        start = step.rfind(result, 0, start + len(result) - 1)
-    return last

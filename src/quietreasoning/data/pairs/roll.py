@@ -16,13 +16,13 @@ from quietreasoning.backbone import last_hidden, role_of
 from quietreasoning.backbone.sampling import sample
 from quietreasoning.backbone.states import Layer, read_states
 from quietreasoning.contract import Role
-from quietreasoning.data.encoder import find_result
 from quietreasoning.data.example import Example
 from quietreasoning.data.padding import pad_left
 from quietreasoning.data.pairs.folder import CORRECT, MALFORMED, OOM, TRUNCATED, UNSCORED, WHOLE, WRONG, Row
 from quietreasoning.data.pairs.keys import Item, uniforms
 from quietreasoning.data.pairs.shards import DTYPES, Rollout
 from quietreasoning.data.pairs.sources import Places, Prompt, Source
+from quietreasoning.data.results import find_result
 from quietreasoning.data.tasks.jsonl import result_of
 
 Judge = Callable[[str, Example, str], bool]  # (answer, example, scorer): is it right?

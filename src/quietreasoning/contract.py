@@ -98,6 +98,18 @@ class Response:
     milliseconds: float  # wall time of the whole call
 
 
+@dataclass(frozen=True)
+class Examined:
+    """What is known of the thoughts that a method had about a batch. Lists have one entry a thought."""
+
+    row: list[int]  # of the batch
+    tokens: list[list[int]]  # what it reads as
+    continuation: list[list[int]]  # as many tokens that the model says there, greedily, without thinking
+    score: list[float]  # how well it looks to one who does not know the text to come
+    utility: list[float]  # nats it adds to the log-likelihood of the true tokens after it
+    plain_score: list[float] | None = None  # the score without any part that was trained on utility
+
+
 class MethodConfig(Settings):
     """Base of every method's settings; `name` picks the class from METHODS."""
 
@@ -111,6 +123,7 @@ class Method(nn.Module, ABC):
     controls: ClassVar[tuple[str, ...]] = CONTROLS  # which corruptions of its thoughts apply
     reads_text: ClassVar[bool] = False  # trains on running text too: batches whose rows are prompts alone
     answers: ClassVar[bool] = True  # else it is judged by what forward measures, and generate refuses
+    draws: ClassVar[bool] = False  # thoughts are drawn: those of generation are not those of training
     slack: ClassVar[tuple[str, ...]] = ()  # terms that are zero, without gradient, while a limit is kept
 
     def __init__(self, backbone: nn.Module, config: MethodConfig, markers: Markers):
@@ -164,6 +177,11 @@ class Method(nn.Module, ABC):
         had ended writes them again, so the same method must give the same files.
         """
         return []
+
+    def examine(self, batch: Batch) -> Examined | None:
+        """Its thoughts about rows with their true tokens, to be held against each other; None where they
+        cannot be read. Called in eval mode without gradients; no row may depend on another."""
+        return None
 
     @abstractmethod
     def generate(

@@ -164,7 +164,8 @@ def generation(exam: Exam, batch: Batch) -> None:
     with probes.watch(method) as passes:
         method.generate(batch.prompt_BP, max_new_tokens=1)
     if not exam.has("future-leak"):  # after a leak, of course it differs
-        place = _untrained(passes, trained, len(batch), 10 * tol)
+        same = [role for role in GIVEN_ROLES if not (method.draws and role == Role.THOUGHT)]
+        place = _untrained(passes, trained, len(batch), same, 10 * tol)
         if place:
             cure = "Share the code that thinks between forward and generate."
             exam.find("generation-differs", str(place), "training computes no such state for this row", cure)
@@ -203,8 +204,11 @@ def _alone(exam: Exam, prompt_BP: Tensor) -> None:
         )
 
 
-def _untrained(passes: list[Pass], trained: list[Pass], rows: int, tol: float) -> probes.Place | None:
-    """The first state of generation that no training pass computed for the same row under the same role.
+def _untrained(
+    passes: list[Pass], trained: list[Pass], rows: int, same: list[Role], tol: float
+) -> probes.Place | None:
+    """The first state of generation that no training pass computed for the same row under the same role, of
+    those roles that should be the `same`.
 
     A pass that reads what this stage does not train at all, such as the answer prefix, is left out.
     """
@@ -212,7 +216,7 @@ def _untrained(passes: list[Pass], trained: list[Pass], rows: int, tol: float) -
     for i, call in enumerate(passes):
         if not set(call.role_BT.unique().tolist()) <= roles:
             continue
-        for role in GIVEN_ROLES:
+        for role in same:
             known = [p for p in trained if len(p.role_BT) == rows and (p.role_BT == role).any()]
             if not known or len(call.role_BT) != rows:
                 continue

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from quietreasoning.backbone.tree import read_tree
-from quietreasoning.contract import Batch, Response, StepOutput, Term
+from quietreasoning.contract import Batch, Examined, Response, StepOutput, Term
 from quietreasoning.losses import thoughts as losses
 from quietreasoning.methods.grpo import still
-from quietreasoning.methods.thoughts import reading
+from quietreasoning.methods.thoughts import examining, reading
 from quietreasoning.methods.thoughts.base import ADVANTAGE, Thinking
 from quietreasoning.methods.thoughts.reading import Reading
 from quietreasoning.methods.thoughts.settings import ThinkerConfig
@@ -37,6 +37,7 @@ class Thinker(Thinking):
     Config = ThinkerConfig
     controls = ("zero", "shuffle", "noise", "filler")
     reads_text = True
+    draws = True
     slack = ("policy", "kl")  # no thought helped more than its baseline; the policy is where it began
 
     def units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
@@ -122,6 +123,9 @@ class Thinker(Thinking):
             "surprise": ((-logp_BKGL.detach()).sum(), found.chosen_BKGL.sum()),
         }
         return StepOutput(terms, metrics)
+
+    def examine(self, batch: Batch) -> Examined:
+        return examining.examine(self, batch)
 
     def prepare(self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int) -> Ready:
         raise NotImplementedError("a thinker thinks while it writes: `generate` has no state before that")

@@ -20,11 +20,21 @@ from torch import Tensor
 from quietreasoning.backbone import Backbone, last_hidden, role_of
 from quietreasoning.backbone.sampling import sample
 from quietreasoning.config import Settings, UserError
-from quietreasoning.contract import IGNORE, Batch, Markers, MethodConfig, Role, StepOutput, Term
+from quietreasoning.contract import (
+    IGNORE,
+    Batch,
+    Markers,
+    MethodConfig,
+    Response,
+    Role,
+    StepOutput,
+    Term,
+)
 from quietreasoning.losses.divergence import forward_kl_of_states
+from quietreasoning.methods.examining import label_log_probs
 from quietreasoning.methods.grpo import still, uniforms
 from quietreasoning.methods.grpo_reference import Reference
-from quietreasoning.methods.sequence import read_prompt
+from quietreasoning.methods.sequence import read_prompt, visible_part
 from quietreasoning.methods.writing import Ready, Writer
 
 T = TypeVar("T")
@@ -123,13 +133,25 @@ class Bake(Writer):
             found.append(kl_BT.sum(1))
         return found[0], found[1], counted_BT.sum(1)
 
+    @torch.no_grad()
+    def gold_log_probs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """log p of each row's gold steps and answer without the instruction, at the start and now, summed [B]
+        and [B]; and tokens [B]."""
+        labels_BT = visible_part(batch, self.markers, 0).ids_BT
+
+        def found() -> Tensor:
+            return label_log_probs(self.backbone, self.states(batch.prompt_BP, labels_BT), labels_BT)
+
+        return self._as_it_was(found), self._as_it_is(found), (labels_BT != IGNORE).sum(1)
+
+    def told(self, batch: Batch, max_new_tokens: int) -> Response:
+        """What the model of the start writes under the instruction, greedily."""
+        self._check_instruction(batch)
+        return self._as_it_was(lambda: self.generate(batch.instructed_BP, max_new_tokens=max_new_tokens))
+
     def taught(self, batch: Batch) -> Taught:
         """A trajectory of each row by the present weights under the instruction."""
-        if not batch.instructed_BP.shape[1]:
-            raise UserError(
-                "method bake has no instruction to bake: set data.format.instruction to the text that the "
-                "teacher reads before each question"
-            )
+        self._check_instruction(batch)
         limit = self.config.max_tokens
         states = read_prompt(self.backbone, batch.instructed_BP)
         rows = sample(
@@ -165,6 +187,14 @@ class Bake(Writer):
     def _as_it_is(self, function: Callable[[], T]) -> T:
         with still(self):
             return function()
+
+    @staticmethod
+    def _check_instruction(batch: Batch) -> None:
+        if not batch.instructed_BP.shape[1]:
+            raise UserError(
+                "method bake has no instruction to bake: set data.format.instruction to the text that the "
+                "teacher reads before each question"
+            )
 
     def _about(self, ids_BT: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Metrics of trajectories: their length, how many were cut, how many think by the model's tags."""

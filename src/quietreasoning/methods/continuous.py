@@ -20,6 +20,7 @@ from quietreasoning.losses.hidden_match import hidden_match
 from quietreasoning.methods.latent import LatentMethod, Thoughts
 from quietreasoning.methods.rewarded import RewardedConfig
 from quietreasoning.methods.sequence import (
+    Visible,
     count_labels,
     read_prompt,
     score_visible,
@@ -132,7 +133,11 @@ class Continuous(LatentMethod):
             )
         if not latents:
             return Thoughts(prompt.hidden_BTD[:, :0], 0 if self.visible_steps else 1, 0)
-        return Thoughts(self.unroll(prompt, latents)[0], latents, latents)
+        thoughts_BLD, hidden_BLD = self.unroll(prompt, latents)
+        return Thoughts(thoughts_BLD, latents, latents, hidden_BLD)
+
+    def visible(self, batch: Batch) -> Visible:
+        return visible_part(batch, self.markers, self.config.visible_from)
 
     def supervised(self, batch: Batch, carry: Any = None) -> StepOutput:
         weights, latents = self.config.weights, self.config.latents
@@ -141,7 +146,7 @@ class Continuous(LatentMethod):
         thoughts_BLD, hidden_BLD = self.unroll(prompt, latents) if latents else (none_B0D, none_B0D)
         terms, metrics = {}, {}
         if weights.answer:
-            visible = visible_part(batch, self.markers, self.config.visible_from)
+            visible = self.visible(batch)
             ids_BT, role_BT = visible.ids_BT[:, :-1], visible.role_BT[:, :-1]
             states = self.read(prompt, thoughts_BLD, ids_BT, role_BT, layers=weights.match > 0)
             predicting_BTD = torch.cat([prompt.hidden_BTD[:, -1:], states.hidden_BTD], 1)[:, latents:]

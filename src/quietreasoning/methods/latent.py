@@ -6,11 +6,14 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from quietreasoning.backbone import States
+from quietreasoning.contract import Batch, Examined
+from quietreasoning.methods.examining import examine_latents
 from quietreasoning.methods.rewarded import Rewarded
-from quietreasoning.methods.sequence import mixed_inputs, read_prompt
+from quietreasoning.methods.sequence import Visible, mixed_inputs, read_prompt, visible_part
 from quietreasoning.methods.writing import Ready
 
 
@@ -20,6 +23,7 @@ class Thoughts(NamedTuple):
     content_BKD: Tensor  # as it enters the last pass
     passes: int  # spent, the last one included
     latent_steps: int | Sequence[int]  # as in a Response, of all rows or of each
+    said_BKD: Tensor | None = None  # states that the head reads as what each thought says
 
 
 class LatentMethod(Rewarded):
@@ -44,9 +48,31 @@ class LatentMethod(Rewarded):
         inputs, roles = mixed_inputs(self.backbone, None, thoughts_BKD, ids_BT, role_BT)
         return self.backbone(inputs, roles, prompt.past.fork(), mutual=self.mutual, layers=layers)
 
+    def visible(self, batch: Batch) -> Visible:
+        """What is visible behind the thoughts."""
+        return visible_part(batch, self.markers, None)
+
+    @torch.no_grad()
+    def examine(self, batch: Batch) -> Examined | None:
+        prompt = self.open(batch.prompt_BP)
+        thoughts = self.think(prompt, None)
+        content_BKD, said_BKD = thoughts.content_BKD, thoughts.said_BKD
+        if said_BKD is None or not said_BKD.shape[1]:
+            return None
+        nothing_BKD = self.corrupted(content_BKD, "zero", batch.prompt_BP)
+        visible = self.visible(batch)
+        ids_BT, role_BT = visible.ids_BT[:, :-1], visible.role_BT[:, :-1]
+
+        def states(thoughts_BKD: Tensor) -> Tensor:
+            return self.read(prompt, thoughts_BKD, ids_BT, role_BT).hidden_BTD
+
+        return examine_latents(
+            self.backbone, self.markers, prompt, said_BKD, visible, states(content_BKD), states(nothing_BKD)
+        )
+
     def prepare(self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int) -> Ready:
         states = prompt = self.open(prompt_BP)
-        thoughts_BKD, passes, latent_steps = self.think(prompt, effort)
+        thoughts_BKD, passes, latent_steps, _ = self.think(prompt, effort)
         thoughts_BKD = self.corrupted(thoughts_BKD, control, prompt_BP)
         ids_BM, role_BM = self.prefix(prompt_BP)
         if self.visible_steps:

@@ -9,13 +9,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from quietreasoning.backbone import Backbone
-from quietreasoning.contract import Batch, Markers, StepOutput, Term
+from quietreasoning.contract import Batch, Examined, Markers, StepOutput, Term
+from quietreasoning.methods.examining import examine_latents
 from quietreasoning.methods.rewarded import Rewarded, RewardedConfig
 from quietreasoning.methods.sequence import (
     AnswerWeights,
     count_labels,
     filler_embedding,
     mixed_inputs,
+    read_prompt,
     score_visible,
     visible_part,
 )
@@ -62,6 +64,24 @@ class Pause(Rewarded):
         inputs, roles = mixed_inputs(self.backbone, prompt_BP, fillers_BKD, *self.prefix(prompt_BP))
         # the fillers are known in advance, so they are read together with the prompt: no extra pass
         return Ready(self.backbone(inputs, roles, keep=True), latent_steps=number)
+
+    @torch.no_grad()
+    def examine(self, batch: Batch) -> Examined | None:
+        """A filler has no content: what it says is what the model would say in its place."""
+        fillers_BKD = self._fillers(len(batch), self.config.fillers)
+        if not fillers_BKD.shape[1]:
+            return None
+        prompt, visible = read_prompt(self.backbone, batch.prompt_BP), visible_part(batch, self.markers, None)
+        ids_BT, role_BT = visible.ids_BT[:, :-1], visible.role_BT[:, :-1]
+
+        def states(fillers_BKD: Tensor) -> Tensor:
+            inputs, roles = mixed_inputs(self.backbone, None, fillers_BKD, ids_BT, role_BT)
+            return self.backbone(inputs, roles, prompt.past.fork()).hidden_BTD
+
+        read_BTD = states(fillers_BKD)
+        nothing_BTD = states(self.corrupted(fillers_BKD, "zero", batch.prompt_BP))
+        said_BKD = read_BTD[:, : fillers_BKD.shape[1]]
+        return examine_latents(self.backbone, self.markers, prompt, said_BKD, visible, read_BTD, nothing_BTD)
 
     def _fillers(self, rows: int, number: int) -> Tensor:
         if self.filler_D is None:

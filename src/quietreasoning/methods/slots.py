@@ -110,7 +110,8 @@ class Slots(LatentMethod):
             raise ValueError(f"effort={effort}: slots need at least 1 loop")
         if self.slot_KD is None:
             return Thoughts(prompt.hidden_BTD[:, :0], 1, 0)
-        return Thoughts(self.refine(prompt, loops)[0], loops, len(self.slot_KD) * loops)
+        content_BKD, hidden = self.refine(prompt, loops)
+        return Thoughts(content_BKD, loops, len(self.slot_KD) * loops, hidden[-1] if hidden else None)
 
     def supervised(self, batch: Batch, carry: Any = None) -> StepOutput:
         weights, slots = self.config.weights, self.config.blocks * self.config.width

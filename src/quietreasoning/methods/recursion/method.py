@@ -121,7 +121,8 @@ class Recursion(LatentMethod):
         else:
             cut = self.config.halt_cut if effort is None else None
             output_BPO, steps_B, _ = think(self.reasoner, given, steps=steps, cut=cut)
-        return Thoughts(self.soft_tokens(output_BPO[:, -slots:]), 1, (steps_B * slots).tolist())
+        said_BKD = output_BPO[:, -slots:]
+        return Thoughts(self.soft_tokens(said_BKD), 1, (steps_B * slots).tolist(), said_BKD)
 
     # training
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import huber_loss
 
 from quietreasoning.backbone.tree import read_tree
 from quietreasoning.contract import Batch, Examined, Response, StepOutput, Term
@@ -111,7 +112,8 @@ class Thinker(Thinking):
         if weights.kl:
             terms["kl"] = Term(kl_BKGL.sum() / config.cap, "thought", weights.kl)
         if weights.utility:
-            error_BKG = (utility_BKG - reward_BKG).square() * thought_BKG
+            # Huber's error: a square would rule the global clip as long as rewards are nats apart
+            error_BKG = huber_loss(utility_BKG, reward_BKG, reduction="none") * thought_BKG
             terms["utility"] = Term(error_BKG.sum(), "thought", weights.utility)
         count, tokens = thought_BKG.sum(), found.counted_BKM.sum()
         metrics = {

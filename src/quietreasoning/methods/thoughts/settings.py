@@ -19,8 +19,8 @@ class ThoughtWeights(Settings):
     """What makes thoughts likelier that helped; 0: thoughts are never chosen better."""
     kl: float = Field(0.1, ge=0)
     """Distance of the thoughts' law to the model as this stage found it."""
-    utility: float = Field(1.0, ge=0)
-    """Squared error of the head that predicts, without the text to come, how much a thought helps."""
+    utility: float = Field(0.1, ge=0)
+    """Huber's error of the head that predicts, without the text to come, how much a thought helps."""
 
     @model_validator(mode="after")
     def _something_learns(self) -> ThoughtWeights:

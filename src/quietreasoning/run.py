@@ -30,6 +30,8 @@ from quietreasoning.config import UserError
 from quietreasoning.contract import Method
 from quietreasoning.data.config import build_task
 from quietreasoning.data.tokenizers import save_tokenizer
+from quietreasoning.evaluate.judging import Judgement
+from quietreasoning.gates import check_gate, hold
 from quietreasoning.layers import SECTIONS, diff
 from quietreasoning.methods import METHODS
 from quietreasoning.planning import estimate
@@ -255,11 +257,24 @@ def evaluate_run(run: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]
 
     UserError for a setting that only training reads.
     """
+    check_evaluation(overrides)
+    return prove(open_run(run, overrides))
+
+
+def gate_run(run: str, gate: str, overrides: Sequence[str] = ()) -> Judgement:
+    """Whether a run passes a gate; also written to RUN/eval/gate-NAME.json. UserError as above, and where the
+    gate does not apply."""
+    check_gate(gate)
+    check_evaluation(overrides)
+    return hold(open_run(run, overrides), gate)
+
+
+def check_evaluation(overrides: Sequence[str]) -> None:
+    """UserError for a setting that only training reads."""
     for override in overrides:
         section = override.partition("=")[0].partition(".")[0].strip()
         if section in {*RunConfig.model_fields, *SECTIONS} and section not in ("eval", "data", "stages"):
             raise UserError(f"{override}: has no effect on a trained run; quiet eval takes eval.* and data.*")
-    return prove(open_run(run, overrides))
 
 
 def report_runs(runs: Sequence[str]) -> Path:

@@ -11,7 +11,7 @@ from quietreasoning.cli.main import app
 OPTIONS = {
     "demo": ["--seeds", "--out", "--json"],
     "train": ["recipe", "settings", "--resume", "--dry-run", "--no-doctor", "--nproc", "--out", "--json"],
-    "eval": ["run", "settings", "--task", "--n", "--controls", "--json"],
+    "eval": ["run", "settings", "--task", "--n", "--controls", "--gate", "--json"],
     "report": ["runs"],
     "doctor": ["recipe", "settings", "--json"],
     "plan": ["recipe", "settings", "--json"],

@@ -65,4 +65,4 @@ def test_forgetting_is_told_and_decides_nothing():
     tokens = np.full(60, 4)
     trial = forgetting(-BEFORE, -BEFORE * 1.5, tokens)
     start, now, rise = (figure.measured.value for figure in trial.figures)
-    assert rise == pytest.approx(now - start) and rise > 0 and trial.verdict == "not applicable"
+    assert rise == pytest.approx(now - start) and rise > 0 and trial.verdict == "reported"

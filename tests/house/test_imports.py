@@ -20,6 +20,7 @@ FLOORS = (
     {"report"},
     {"build"},
     {"proof", "planning", "harvest", "push"},
+    {"gates"},
     {"run"},
     {"demo"},
     {"cli"},

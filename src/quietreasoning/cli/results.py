@@ -37,23 +37,41 @@ def evaluate(
     controls: str = typer.Option(
         None, "--controls", metavar="zero,shuffle", help="Corruptions; all, or none."
     ),
+    gate: str = typer.Option(
+        None, "--gate", metavar="theater|baking", help="Pass (exit code 0) or not (1) by its tests."
+    ),
     json: str = JSON,
 ) -> int | None:
-    """Accuracy with interval, cost and controls of a run."""
-    return resumable(lambda: _evaluate(run, list(settings or ()), task, n, controls, json))
+    """Accuracy with interval, cost and controls of a run; or whether it passes a gate."""
+    return resumable(lambda: _evaluate(run, list(settings or ()), task, n, controls, gate, json))
 
 
 def _evaluate(
-    run: str, settings: list[str], task: str | None, n: int | None, controls: str | None, json: str | None
-) -> None:
+    run: str,
+    settings: list[str],
+    task: str | None,
+    n: int | None,
+    controls: str | None,
+    gate: str | None,
+    json: str | None,
+) -> int:
     from quietreasoning.cli.output import json_alone, write_json
-    from quietreasoning.run import evaluate_run
+    from quietreasoning.config import UserError
+    from quietreasoning.run import evaluate_run, gate_run
 
     shortcuts = {"data.task": task, "eval.n": n, "eval.controls": _controls(controls)}
     named = [f"{key}={value}" for key, value in shortcuts.items() if value is not None]
+    if gate is not None:
+        if controls is not None:
+            raise UserError(f"--controls {controls} has no effect with --gate {gate}; drop it")
+        with json_alone(json):
+            judgement = gate_run(run, gate, [*named, *settings])
+        write_json(json, judgement.as_dict())
+        return 0 if judgement.verdict == "pass" else 1
     with json_alone(json):
         rows = evaluate_run(run, [*named, *settings])
     write_json(json, rows)
+    return 0
 
 
 @guarded

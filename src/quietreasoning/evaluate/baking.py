@@ -27,13 +27,13 @@ def convergence(before_N: np.ndarray, now_N: np.ndarray, seed: int = 0) -> Trial
     name, n = "convergence", len(before_N)
     if before_N.mean() < NOTHING:
         note = f"the instruction changed {before_N.mean():.2g} nats at the start: there was nothing to bake"
-        figure = Figure(name, Measured(0.0, 0.0, 0.0), n, "questions", CONVERGENCE, OPEN)
+        figure = Figure(name, Measured(0.0, 0.0, 0.0), n, "questions", CONVERGENCE, True, OPEN)
         return Trial("baked", (figure,), note)
     left = ratio_bootstrap(now_N, before_N, seed=seed)
     found = Measured(1 - float(now_N.sum() / before_N.sum()), 1 - left.high, 1 - left.low)
     verdict = judge(found, CONVERGENCE, inclusive=True) if n >= LEAST_ROWS else OPEN
     note = f"KL a trajectory {before_N.mean():.3g} -> {now_N.mean():.3g} nats"
-    return Trial("baked", (Figure(name, found, n, "questions", CONVERGENCE, verdict, note),))
+    return Trial("baked", (Figure(name, found, n, "questions", CONVERGENCE, True, verdict, note),))
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def unprompted(student: Rates, teacher: Rates) -> Trial:
         )
         note = f"by chance {student.chance:.2f}" if count == "fits" else ""
         verdict = judge(own, needs, inclusive=inclusive)
-        figures.append(Figure(what, own, student.n, "answers", needs, verdict, note))
-        figures.append(Figure("  the teacher, with the instruction", told, teacher.n, "answers"))
+        figures.append(Figure(what, own, student.n, "answers", needs, inclusive, verdict, note))
+        figures.append(Figure("  the teacher, told", told, teacher.n, "answers"))
     return Trial("unprompted answers", tuple(figures))
 
 
@@ -82,10 +82,14 @@ def forgetting(before_N: np.ndarray, now_N: np.ndarray, tokens_N: np.ndarray, se
     """
     figures = []
     for what, nats_N in (
-        ("gold text at the start", -before_N),
-        ("gold text now", -now_N),
+        ("at the start", -before_N),
+        ("now", -now_N),
         ("rise", before_N - now_N),
     ):
         found = Measured(float(nats_N.sum() / tokens_N.sum()), *ratio_bootstrap(nats_N, tokens_N, seed=seed))
-        figures.append(Figure(f"nats a token, {what}", found, len(nats_N), "questions"))
-    return Trial("forgetting", tuple(figures), "reported, no threshold")
+        figures.append(Figure(f"gold text, {what}", found, len(nats_N), "questions"))
+    return Trial(
+        "forgetting",
+        tuple(figures),
+        "nats a token of the gold steps and answers, without the instruction; no threshold",
+    )

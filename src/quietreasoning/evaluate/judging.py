@@ -14,8 +14,8 @@ import numpy as np
 
 from quietreasoning.evaluate.statistics import Interval, ratio_bootstrap
 
-PASS, FAIL, OPEN, NONE = "pass", "fail", "inconclusive", "not applicable"
-Verdict = Literal["pass", "fail", "inconclusive", "not applicable"]
+PASS, FAIL, OPEN, NONE, SHOWN = "pass", "fail", "inconclusive", "not applicable", "reported"
+Verdict = Literal["pass", "fail", "inconclusive", "not applicable", "reported"]
 LEAST_ROWS = 10  # clusters below which a bootstrap says nothing
 
 
@@ -36,6 +36,7 @@ class Figure:
     n: int
     unit: str  # of what n counts: "rows", "thoughts", "answers"
     needs: float | None = None  # the threshold
+    inclusive: bool = False  # the threshold itself is good enough
     verdict: Verdict | None = None
     note: str = ""
 
@@ -50,7 +51,8 @@ class Trial:
 
     @property
     def verdict(self) -> Verdict:
-        return worst(figure.verdict for figure in self.figures if figure.verdict is not None)
+        found = worst(figure.verdict for figure in self.figures if figure.verdict is not None)
+        return SHOWN if found == NONE and self.figures else found
 
 
 @dataclass(frozen=True)

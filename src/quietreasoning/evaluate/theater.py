@@ -70,7 +70,7 @@ def divergence(table: ThoughtTable, seed: int = 0) -> Trial:
     for what, others in pairs.items():
         found = clustered_mean(distances(table.tokens, others), table.row_N, seed)
         verdict = judge(found, DISTANCE) if table.rows >= LEAST_ROWS else OPEN
-        figures.append(Figure(what, found, len(table), "thoughts", DISTANCE, verdict))
+        figures.append(Figure(what, found, len(table), "thoughts", DISTANCE, verdict=verdict))
     return Trial("T1 divergence", tuple(figures), _few_rows(table))
 
 
@@ -129,7 +129,7 @@ def ablation(table: ThoughtTable | None, compared: Mapping[str, dict[str, Any]],
     if table is not None:
         gained = clustered_mean(table.utility_N, table.row_N, seed)
         verdict = judge(gained, GAIN) if table.rows >= LEAST_ROWS else OPEN
-        figures.append(Figure("nats a thought adds", gained, len(table), "thoughts", GAIN, verdict))
+        figures.append(Figure("nats a thought adds", gained, len(table), "thoughts", GAIN, verdict=verdict))
         notes.append(_few_rows(table))
     for control, test in compared.items():
         found = Measured(test["difference"], test["low"], test["high"])
@@ -144,9 +144,9 @@ def ablation(table: ThoughtTable | None, compared: Mapping[str, dict[str, Any]],
                 found,
                 test["n"],
                 "answers",
-                GAIN if decides else None,
-                verdict if decides else None,
-                note,
+                needs=GAIN if decides else None,
+                verdict=verdict if decides else None,
+                note=note,
             )
         )
     if not compared:
@@ -158,8 +158,8 @@ def ablation(table: ThoughtTable | None, compared: Mapping[str, dict[str, Any]],
 
 
 def correlation(table: ThoughtTable, seed: int = 0, draws: int = DRAWS) -> Trial:
-    """T3: Pearson of score and utility, held against permutations within rows; `draws` of them, or fewer where
-    there are many thoughts."""
+    """T3: Pearson of score and utility, held against `draws` permutations within rows, fewer where there
+    are many thoughts."""
     few = "" if len(table) >= WANTED else f"only {len(table)} thoughts, {WANTED} wanted"
     p, draws, within = permutation_p(table.score_N, table.utility_N, table.row_N, seed, draws)
     where = "within rows" if within else "over all rows, which have one thought each"
@@ -174,7 +174,15 @@ def correlation(table: ThoughtTable, seed: int = 0, draws: int = DRAWS) -> Trial
         shown["Pearson without expected utility"] = (table.plain_score_N, table.utility_N)
     note = f"p = {p:.2g} by {draws} permutations {where}"
     figures = [
-        Figure("Pearson of score and utility", found, len(table), "thoughts", CORRELATION, verdict, note),
+        Figure(
+            "Pearson of score and utility",
+            found,
+            len(table),
+            "thoughts",
+            CORRELATION,
+            verdict=verdict,
+            note=note,
+        ),
         *(
             Figure(what, correlated(*pair, table.row_N, seed), len(table), "thoughts")
             for what, pair in shown.items()

@@ -103,7 +103,8 @@ def test_padding_changes_nothing(case):
 def test_a_batch_costs_what_its_rows_cost(case):
     method = make(case)
     rows = rows_of(case)
-    together, alone = method(rows(ROWS)).terms, [method(rows([row])).terms for row in ROWS]
+    some = ROWS[:5]  # of which one has no step and one no result
+    together, alone = method(rows(some)).terms, [method(rows([row])).terms for row in some]
     for name, term in together.items():
         parts = sum(terms[name].total.item() for terms in alone)
         assert term.total.item() == pytest.approx(parts, rel=1e-4, abs=1e-6)

@@ -85,18 +85,17 @@ def with_own_markers(method, row):
     return chain
 
 
-@pytest.mark.parametrize("control", [None, "noise", "filler"])
 @pytest.mark.parametrize("case", CASES)
-def test_answers_do_not_depend_on_the_batch(case, control, method_of):
+def test_answers_do_not_depend_on_the_batch(case, method_of):
+    """Alone, in company, and in another order beside a twin and more padding."""
     method = method_of(case)
-    if control not in (None, *method.controls):
-        return
-    rows = ROWS if control is None else ROWS[:4]
-    alone = [said_by(method, prompts([row]), control=control)[0] for row in rows]
-    assert said_by(method, prompts(rows), control=control) == alone
-    assert said_by(method, prompts(rows[::-1], columns=13), control=control) == alone[::-1]
-    assert said_by(method, prompts([2, 2, 0]), control=control) == [alone[2], alone[2], alone[0]]
-    assert len({str(tokens) for tokens, *_ in alone}) > 1, "the test model says the same to everyone"
+    for control in (None, *(name for name in ("noise", "filler") if name in method.controls)):
+        rows = ROWS if control is None else ROWS[:3]
+        alone = {row: said_by(method, prompts([row]), control=control)[0] for row in rows}
+        for others, columns in ((rows, None), ([*rows[::-1], 2], 13)):
+            together = said_by(method, prompts(others, columns=columns), control=control)
+            assert together == [alone[row] for row in others], control
+        assert len({str(tokens) for tokens, *_ in alone.values()}) > 1, "it says the same to everyone"
 
 
 @pytest.mark.parametrize("control", [None, "noise", "filler"])
@@ -140,7 +139,8 @@ def test_generate_touches_nothing(case, method_of):
     torch.manual_seed(3)
     state = torch.get_rng_state()
     for control in (None, *method.controls):
-        method.generate(prompts(ROWS), max_new_tokens=2, control=control)
+        said = method.generate(prompts(ROWS[:3]), max_new_tokens=2, control=control)
+        assert len(said.tokens) == 3, control
     assert all(torch.equal(t, before[name]) for name, t in method.state_dict().items())
     assert all(p.grad is None for p in method.parameters()) and method.training
     assert torch.equal(torch.get_rng_state(), state)
@@ -260,8 +260,6 @@ def test_efforts_it_does_not_have_are_refused(case, effort, method_of):
 def test_controls_it_does_not_take_are_refused(case, method_of):
     method = method_of(case)
     assert set(method.controls) <= set(CONTROLS)
-    for control in method.controls:
-        assert len(method.generate(prompts([0, 1]), max_new_tokens=1, control=control).tokens) == 2
     for control in {*CONTROLS, "sleep"} - set(method.controls):
         with pytest.raises(ValueError, match=f"control='{control}'"):
             method.generate(prompts([0, 1]), max_new_tokens=2, control=control)

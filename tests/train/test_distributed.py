@@ -16,7 +16,7 @@ from quietreasoning.train.settings import TrainConfig
 from quietreasoning.train.snapshot import load_weights
 from quietreasoning.train.state import TrainState
 
-DEADLINE_SECONDS = 90
+DEADLINE_SECONDS = 300
 # whatever a checkpoint of a sharded optimizer holds: momentum, moments, slow gradients, averages
 OPTIM = {"name": "muon", "muon": {"precision": "fp32"}, "grokfast": {"strength": 0.5}, "ema": 0.5}
 

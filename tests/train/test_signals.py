@@ -12,7 +12,7 @@ from train_toys import FULL, logged, rows, run_toy, toy_batches, toy_plan, weigh
 from quietreasoning.train.checkpoint import checkpoints
 from quietreasoning.train.signals import StopFlag
 
-DEADLINE_SECONDS = 60
+DEADLINE_SECONDS = 300
 
 
 class Telling:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from quietreasoning.evaluate import judging
 from quietreasoning.evaluate.compare import compare
 from quietreasoning.evaluate.judging import Interval, Judgement, judge, worst
 from quietreasoning.evaluate.theater import (
@@ -124,6 +125,15 @@ def first_of_each_row() -> ThoughtTable:
         plain_score_N=None,
         utility_N=GOOD.utility_N[at],
     )
+
+
+def test_resampling_in_parts_is_resampling_at_once(monkeypatch):
+    sums = np.random.default_rng(5).normal(size=(12, 2))
+    at_once = judging.resampled(sums, 7, draws=50)
+    monkeypatch.setattr(judging, "HELD", 100)
+    np.testing.assert_allclose(judging.resampled(sums, 7, draws=50), at_once)
+    found = judging.clustered_mean(np.arange(6.0), np.array([0, 0, 1, 1, 2, 2]), 0)
+    assert found.value == 2.5 and (found.low, found.high) == (0.5, 4.5)
 
 
 def levenshtein(a, b):

@@ -12,8 +12,8 @@ import numpy as np
 
 from quietreasoning.data.example import Example
 from quietreasoning.data.strategies.validators import appropriate, usage, validate
-from quietreasoning.evaluate.judging import LEAST_ROWS, OPEN, Figure, Measured, Trial, judge
-from quietreasoning.evaluate.statistics import ratio_bootstrap, wilson
+from quietreasoning.evaluate.judging import LEAST_ROWS, OPEN, Figure, Measured, Trial, judge, ratio
+from quietreasoning.evaluate.statistics import wilson
 
 CONVERGENCE = 0.85  # share of the divergence that must be gone; the "85 %" of the seed of this work
 VALID = 0.85  # share of answers whose thought must be well formed; of the seed
@@ -29,8 +29,8 @@ def convergence(before_N: np.ndarray, now_N: np.ndarray, seed: int = 0) -> Trial
         note = f"the instruction changed {before_N.mean():.2g} nats at the start: there was nothing to bake"
         figure = Figure(name, Measured(0.0, 0.0, 0.0), n, "questions", CONVERGENCE, True, OPEN)
         return Trial("baked", (figure,), note)
-    left = ratio_bootstrap(now_N, before_N, seed=seed)
-    found = Measured(1 - float(now_N.sum() / before_N.sum()), 1 - left.high, 1 - left.low)
+    left = ratio(now_N, before_N, seed)
+    found = Measured(1 - left.value, 1 - left.high, 1 - left.low)
     verdict = judge(found, CONVERGENCE, inclusive=True) if n >= LEAST_ROWS else OPEN
     note = f"KL a trajectory {before_N.mean():.3g} -> {now_N.mean():.3g} nats"
     return Trial("baked", (Figure(name, found, n, "questions", CONVERGENCE, True, verdict, note),))
@@ -86,7 +86,7 @@ def forgetting(before_N: np.ndarray, now_N: np.ndarray, tokens_N: np.ndarray, se
         ("now", -now_N),
         ("rise", before_N - now_N),
     ):
-        found = Measured(float(nats_N.sum() / tokens_N.sum()), *ratio_bootstrap(nats_N, tokens_N, seed=seed))
+        found = ratio(nats_N, tokens_N, seed)
         figures.append(Figure(f"gold text, {what}", found, len(nats_N), "questions"))
     return Trial(
         "forgetting",

@@ -12,11 +12,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from quietreasoning.evaluate.statistics import Interval, ratio_bootstrap
+from quietreasoning.evaluate.statistics import Interval
 
 PASS, FAIL, OPEN, NONE, SHOWN = "pass", "fail", "inconclusive", "not applicable", "reported"
 Verdict = Literal["pass", "fail", "inconclusive", "not applicable", "reported"]
 LEAST_ROWS = 10  # clusters below which a bootstrap says nothing
+DRAWS, HELD = 10_000, 4_000_000  # resamples, and how many of their numbers are held at a time
 
 
 class Measured(NamedTuple):
@@ -101,9 +102,25 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
     return next((verdict for verdict in (FAIL, OPEN, PASS) if verdict in there), NONE)
 
 
-def clustered_mean(values: np.ndarray, rows: np.ndarray, seed: int) -> Measured:
-    """Mean of values [N]; percentile interval over resampled rows, since values of a row belong together."""
-    _, index = np.unique(rows, return_inverse=True)
-    totals, counts = np.bincount(index, weights=values), np.bincount(index)
-    low, high = ratio_bootstrap(totals, counts, seed=seed)
-    return Measured(float(values.mean()), low, high)
+def resampled(sums_RC: np.ndarray, seed: int, draws: int = DRAWS) -> np.ndarray:
+    """Sums [draws, C] over as many rows drawn again, with replacement, of what each row adds [R, C]."""
+    rows = len(sums_RC)
+    generator, found = np.random.Generator(np.random.Philox(seed)), []
+    size = max(1, HELD // rows)
+    for first in range(0, draws, size):
+        times = generator.multinomial(rows, np.full(rows, 1 / rows), size=min(size, draws - first))
+        found.append(times @ sums_RC)
+    return np.concatenate(found)
+
+
+def ratio(totals_R: np.ndarray, counts_R: np.ndarray, seed: int) -> Measured:
+    """sum(totals) / sum(counts), with a percentile interval over resampled rows."""
+    total, count = resampled(np.stack([totals_R, counts_R], 1), seed).T
+    low, high = np.quantile(total / count, [0.025, 0.975])
+    return Measured(float(totals_R.sum() / counts_R.sum()), float(low), float(high))
+
+
+def clustered_mean(values_N: np.ndarray, row_N: np.ndarray, seed: int) -> Measured:
+    """Mean of the values; its interval resamples rows, since values of a row belong together."""
+    _, index_N = np.unique(row_N, return_inverse=True)
+    return ratio(np.bincount(index_N, weights=values_N), np.bincount(index_N), seed)

@@ -24,6 +24,7 @@ from quietreasoning.evaluate.judging import (
     Trial,
     clustered_mean,
     judge,
+    resampled,
 )
 from quietreasoning.evaluate.rows import LABELS
 from quietreasoning.evaluate.statistics import mcnemar
@@ -201,9 +202,7 @@ def correlated(
     _, index = np.unique(row_N, return_inverse=True)
     parts = (np.ones_like(x), x, y, x * x, y * y, x * y)
     sums = np.stack([np.bincount(index, weights=part) for part in parts], 1)
-    generator = np.random.Generator(np.random.Philox(seed))
-    times = generator.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=draws)
-    low, high = np.quantile(_pearson(times @ sums), [0.025, 0.975])
+    low, high = np.quantile(_pearson(resampled(sums, seed, draws)), [0.025, 0.975])
     return Measured(float(_pearson(sums.sum(0)[None])[0]), float(low), float(high))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from quietreasoning.build import Builder, Loaded, Resolved, open_run, resolve
+from quietreasoning.build import Builder, Loaded, Resolved, StageConfig, open_run, resolve
 from quietreasoning.contract import Method
 from quietreasoning.data.example import Example
 from quietreasoning.evaluate.config import EvalConfig
@@ -39,6 +39,14 @@ def trained(resolved: Resolved) -> Loaded:
         train_run(resolved, doctor=False)
         seconds.write_text(json.dumps(time.process_time() - began))
     return open_run(resolved.out)
+
+
+def remade(stage: StageConfig, **changes: dict) -> StageConfig:
+    """A stage with other settings; another method takes none of the old one's."""
+    values = stage.model_dump(mode="json")
+    for section, given in changes.items():
+        values[section] = given if "name" in given else values[section] | given
+    return StageConfig.model_validate(values)
 
 
 def fresh(resolved: Resolved, stage: int = -1) -> tuple[Method, Builder]:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from arms import by_group, parameters, said, shown, trained
+from arms import by_group, parameters, remade, said, shown, trained
 from torch import Tensor
 
 from quietreasoning.build import Loaded, Resolved, RunConfig, StageConfig, resolve
@@ -52,14 +52,6 @@ def stages(config: RunConfig, name: str) -> list[StageConfig]:
     layers = method.steps * cell.rounds * (cell.latent_steps + 1) * cell.layers
     wide = {"cell": cell.model_dump() | {"layers": layers, "latent_steps": 0, "rounds": 1}, "steps": 1}
     return [remade(stage, method=wide) for stage in rest]
-
-
-def remade(stage: StageConfig, **changes: dict) -> StageConfig:
-    """A stage with other settings; another method takes none of the old one's."""
-    values = stage.model_dump(mode="json")
-    for section, given in changes.items():
-        values[section] = given if "name" in given else values[section] | given
-    return StageConfig.model_validate(values)
 
 
 def run_of(resolved: Resolved, name: str, out: Path, seed: int) -> Loaded:

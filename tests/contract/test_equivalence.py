@@ -15,6 +15,7 @@ from contract_cases import (
     go,
     make,
     row_of,
+    rows_a_step,
     rows_of,
     run,
     run_all,
@@ -26,7 +27,7 @@ from safetensors.torch import load_file
 from quietreasoning.contract import IGNORE
 from quietreasoning.train.snapshot import load_state, load_weights, save_state
 
-DEADLINE_SECONDS = 200
+DEADLINE_SECONDS = 900  # against a rank that hangs; a busy machine is slow
 OF_A_MICROBATCH = {"pkm_hit_rate", "pkm_entropy"}  # how many slots these rows read together: no sum over rows
 PRELOAD = [
     "quietreasoning.train.stages",
@@ -56,23 +57,6 @@ def test_rows_are_ragged_in_every_field():
     assert len({len(prompt) for prompt, *_ in rows}) > 3 and len({len(answer) for *_, answer in rows}) == 3
     assert any(not row_of(i)[1] for i in range(8))  # a lane of one row may hold no step at all
     assert (batch_of([3]).steps_BKS.numel(), int((batch_of([3]).prompt_BP == IGNORE).sum())) == (0, 0)
-
-
-@pytest.fixture(scope="module")
-def one_lane():
-    found = {}
-
-    def get(case):
-        if case not in found:
-            found[case] = run(case)
-        return found[case]
-
-    return get
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_eight_lanes_of_one_equal_one_of_eight(case, one_lane):
-    assert_same_run(one_lane(case), run(case, accumulate=8))
 
 
 @pytest.fixture(scope="module")
@@ -110,19 +94,23 @@ def run_on_two_ranks(out):
     return codes
 
 
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_equal_one(case, sharding, two_ranks, one_lane):
-    records = json.loads((two_ranks / f"{case}-{sharding}.json").read_text())
-    assert_same_run(one_lane(case), (records, load_file(two_ranks / f"{case}-{sharding}.safetensors")))
+def test_lanes_and_ranks_equal_one(case, request):
+    """Lanes of one row each; then two ranks of two lanes, replicated and sharded."""
+    whole = run(case)
+    assert_same_run(whole, run(case, accumulate=rows_a_step(case)))
+    folder = request.getfixturevalue("two_ranks")  # not before: ranks that fail hide no lanes
+    for sharding in ("ddp", "fsdp"):
+        records = json.loads((folder / f"{case}-{sharding}.json").read_text())
+        assert_same_run(whole, (records, load_file(folder / f"{case}-{sharding}.safetensors")))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_resume_is_exact(case, tmp_path):
-    through = start(case, steps=4)
-    records = go(through, rows_of(case), steps=4)
-    first = start(case, steps=4)
-    half = go(first, rows_of(case), steps=2)
+    through = start(case)
+    records = go(through, rows_of(case))
+    first = start(case)
+    half = go(first, rows_of(case), steps=1)
     folder = save_state(first, tmp_path, run={}, position={})
     torch.manual_seed(99)  # whatever happened in between
     method = make(case, backbone_for(case, layers=1))
@@ -130,8 +118,8 @@ def test_resume_is_exact(case, tmp_path):
         for name, p in method.named_parameters():
             p.add_(0.0 if name in method.borrowed else 1.0)
     load_weights(folder, method)
-    second = start(case, method=method, steps=4)
+    second = start(case, method=method)
     assert load_state(second, folder) == []
-    assert half + go(second, rows_of(case), steps=4) == records
+    assert half + go(second, rows_of(case)) == records
     for name, tensor in weights(through.method).items():
         assert torch.equal(tensor, weights(second.method)[name]), name

@@ -66,7 +66,7 @@ def batches(run: Loaded, examples: list[Example]):
 
 @torch.no_grad()
 def at_once(run: Loaded, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Without thoughts, behind the answer prefix: nats of the answer and its end, and entropy before it [B]."""
+    """Without thoughts, behind the answer prefix: nats of the answer and its end, and entropy before [B]."""
     backbone, markers = run.method.backbone, run.method.markers
     prefix_BM = torch.tensor(markers.answer_prefix).expand(len(batch), -1)
     ids_BT = torch.cat([batch.prompt_BP, prefix_BM, batch.answer_BA], 1)

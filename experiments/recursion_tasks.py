@@ -5,9 +5,10 @@
 Arms of a seed: `chain`, the recipe's first stage, frozen from there on; `direct`, a model of that shape
 trained as long on answers alone; `recursion`, the recipe's other stages; `constants`, soft tokens that read
 nothing, trained for as many steps on the answer; `feed-forward`, as many layers, none of them twice,
-evaluated once, like recursion; `ridge`, from all that recursion reads, at every place, to the state behind
-the visible chain, and to the answer. All are asked the same test questions. Without training: fewer
-supervision steps, soft tokens zeroed and of another row, rows that halt by themselves.
+evaluated once, trained like recursion, or for a share of its steps, each of which costs several times as
+much; `ridge`, from all that recursion reads, at every place, to the state behind the visible chain, and to
+the answer. All are asked the same test questions. Without training: fewer supervision steps, soft tokens
+zeroed and of another row, rows that halt by themselves.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # relative to the mean variance; chosen 
 ROWS = {"train": 4000, "valid": 500}  # of ridge
 
 
-def stages(config: RunConfig, name: str) -> list[StageConfig]:
-    """What an arm trains, in order."""
+def stages(config: RunConfig, name: str, share: float) -> list[StageConfig]:
+    """What an arm trains, in order; `feed-forward` for a share of the steps."""
     first, *rest = config.stages
     if name == "chain":
         return [first]
@@ -51,14 +52,18 @@ def stages(config: RunConfig, name: str) -> list[StageConfig]:
     cell = method.cell
     layers = method.steps * cell.rounds * (cell.latent_steps + 1) * cell.layers
     wide = {"cell": cell.model_dump() | {"layers": layers, "latent_steps": 0, "rounds": 1}, "steps": 1}
-    return [remade(stage, method=wide) for stage in rest]
+    return [
+        remade(stage, method=wide, train={"steps": max(1, round(share * stage.train.steps))})
+        for stage in rest
+    ]
 
 
-def run_of(resolved: Resolved, name: str, out: Path, seed: int) -> Loaded:
+def run_of(resolved: Resolved, name: str, out: Path, seed: int, share: float = 1.0) -> Loaded:
     """The trained run of an arm; all but the first two start from the chain's."""
     quiet = name not in ("chain", "direct")
     chosen = tuple(
-        remade(stage, train={"eval_every": 0, "save_every": 0}) for stage in stages(resolved.config, name)
+        remade(stage, train={"eval_every": 0, "save_every": 0})
+        for stage in stages(resolved.config, name, share)
     )
     changes = {"seed": seed, "out": str(out / f"{name}-{seed}"), "stages": chosen}
     changes |= {"init": str(out / f"chain-{seed}")} if quiet else {}
@@ -180,6 +185,7 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments.add_argument("--out", type=Path, default=Path("runs/recursion-tasks"))
     arguments.add_argument("--n", type=int, default=1000)
+    arguments.add_argument("--share", type=float, default=1.0, help="of its steps, for feed-forward")
     options = arguments.parse_args()
     resolved = resolve(options.recipe, options.overrides)
     table: dict[str, list[float]] = {}
@@ -189,7 +195,7 @@ def main() -> None:
                 found = ridge(run_of(resolved, "recursion", options.out, seed), options.n)
                 rows = {f"ridge {key}": value["accuracy"] for key, value in found.items() if "to" in key}
             else:
-                run = run_of(resolved, name, options.out, seed)
+                run = run_of(resolved, name, options.out, seed, options.share)
                 seconds = json.loads((options.out / f"{name}-{seed}/seconds.json").read_text())
                 found = asked(run, options.n, seconds)
                 rows = {name: found["accuracy"]}

@@ -44,6 +44,8 @@ def stages() -> dict[str, dict]:
 STAGES = stages()
 SMALL = {  # method -> what the small width asks for
     "compressor": {"d_compressed": 8, "widths": [2, 4]},
+    "bake": {"max_tokens": 8},
+    "thoughts": {"floor": 4, "cap": 4},
     "recursion": {"cell": {"width": 32, "heads": 4, "latent_steps": 2, "rounds": 2}, "steps": 3},
 }
 SCRATCH = {"layers": 1, "width": 32, "heads": 2, "context": 1024}
@@ -100,14 +102,14 @@ def encoded(files):
     @cache
     def encode(written: str):
         settings = json.loads(written)
-        task = settings["task"]
+        task, thinking = settings["task"], settings.pop("thinking")
         if task in files:
             settings |= {"path": files[task], "tokenizer": {"vocab": 384}}
             settings.setdefault("format", {})["rationale"] = [
                 "left"
             ]  # a word that so small a tokenizer knows
         else:
-            settings |= {"tokenizer": {"train": "words"}}
+            settings |= {"tokenizer": {"train": "words", "thinking": thinking}}
         if not TASKS[task].whole_train:
             settings["train"] = 40
         config = validate(DataConfig, settings)
@@ -123,6 +125,7 @@ def encoded(files):
 def test_a_stage_is_healthy(name, encoded):
     stage = STAGES[name]
     data = {key: stage["data"][key] for key in ("task", "options", "format") if key in stage["data"]}
+    data["thinking"] = stage["data"].get("tokenizer", {}).get("thinking", False)
     encoder, batch = encoded(json.dumps(data))
     torch.manual_seed(0)
     method_class = METHODS[stage["method"]["name"]]

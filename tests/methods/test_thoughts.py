@@ -155,6 +155,18 @@ def test_the_threshold_finds_the_share_it_was_given():
     assert abs(float(threshold.nats_1) - 0.8) < 0.05
 
 
+def test_training_keeps_figures_of_what_it_saw():
+    made = make("thoughts")
+    before = {name: buffer.clone() for name, buffer in made.named_buffers()}
+    made.eval()(batch_of(ROWS))
+    made.pace(0.5)
+    assert all(torch.equal(before[name], buffer) for name, buffer in made.named_buffers())
+    made.train()(batch_of(ROWS))
+    made.pace(0.5)
+    assert (made.running.std_C() > 0).all() and made.centre.mean_D().any()
+    assert float(made.threshold.nats_1) > 0
+
+
 def test_running_text_thinks_too(method):
     batch = running_text(ROWS)
     text = text_of(batch, method.markers, visible=False)

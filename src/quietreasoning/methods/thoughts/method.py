@@ -54,19 +54,19 @@ class Thinker(Thinking):
         return found
 
     def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
-        text = text_of(batch, self.markers, visible=self.config.visible)
+        text, watches = text_of(batch, self.markers, visible=self.config.visible), self.training
         with still(self):  # the law that draws and the law that learns must be one
             anchor_BK, thoughts, entropy_BT = reading.think(self, text, batch.keys_B, everywhere=True)
             found = reading.read(self, text, anchor_BK, thoughts)
             known = self.as_it_was(lambda: read_tree(self.backbone, found.tree, self.markers_2D))
             known_BSD = known.hidden_BTD
-            if self.training:
+            if watches:
                 self.threshold.observe(entropy_BT[text.anchors_BT])
                 self.centre.observe(known_BSD[:, : found.tree.text][text.ids_BT >= 0])
-            return self.learn(text, found, known_BSD)
+            return self.learn(text, found, known_BSD, watches)
 
-    def learn(self, text: Text, found: Reading, known_BSD: Tensor) -> StepOutput:
-        """Terms and metrics of one packed pass."""
+    def learn(self, text: Text, found: Reading, known_BSD: Tensor, watches: bool) -> StepOutput:
+        """Terms and metrics of one packed pass. watches: keep running figures of it."""
         config, weights = self.config, self.config.weights
         logp_BKGLs = reading.choices(self, found, found.tree.policy(known_BSD)[found.chosen_BKGL])
         logp_BKGL, known_BKGL, kl_BKGL = logp_BKGLs
@@ -94,7 +94,7 @@ class Thinker(Thinking):
             config.cap,
             torch.where(scale > 0, scale, 1.0).to(logp_BKGL.dtype),
         )
-        if self.training:
+        if watches:
             self.running.observe(ADVANTAGE, advantage_BKG[thought_BKG])
             for kind in range(3):
                 self.running.observe(1 + kind, scores_BKG3[..., kind][thought_BKG])

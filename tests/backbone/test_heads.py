@@ -12,9 +12,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from quietreasoning.backbone import Backbone, BackboneConfig
 from quietreasoning.backbone.adapters import adapters_off
-from quietreasoning.backbone.heads import SCALE, adopt_scales, fold_scales, qk_clip
+from quietreasoning.backbone.heads import SCALE, START, adopt_scales, fold_scales, qk_clip
 from quietreasoning.config import UserError
 from quietreasoning.contract import Role
+from quietreasoning.methods.grpo_reference import Reference
 from quietreasoning.optim.qk_clip import BLOCK, largest_logits, shares
 
 ONE = SHAPE | {"num_hidden_layers": 1}
@@ -156,6 +157,21 @@ def test_blocks_and_masks_of_every_kind_give_one_maximum():
     torch.testing.assert_close(largest_logits(query, key, 0.5, None, False), logits.amax((0, 2, 3)))
 
 
+def test_a_reference_keeps_the_heads_it_was_taken_with():
+    """A teacher that is a copy of the trained weights must not shrink with the student's heads."""
+    reads = Reads("qwen2", LORA)
+    clip = qk_clip(reads, tau=0.1)
+    held = Reference(reads)
+    held.hold(reads)
+    with torch.no_grad():
+        before = reads()
+    clip.layers[0].limit_H = torch.full((4,), 0.1)
+    step(clip, reads)
+    with torch.no_grad():
+        assert not torch.equal(reads(), before)
+    assert torch.equal(held.call(reads, reads), before)
+
+
 def test_adapters_shrink_with_their_base_and_the_base_alone_stays():
     reads = Reads("qwen2", LORA)
     frozen = {name: p.detach().clone() for name, p in reads.named_parameters() if not p.requires_grad}
@@ -176,7 +192,7 @@ def test_adapters_shrink_with_their_base_and_the_base_alone_stays():
         for k, v in reads.state_dict().items()
         if k.removeprefix("backbone.") not in reads.backbone.borrowed
     }
-    assert {k.rpartition(".")[2] for k in saved if "lora_A" not in k and "lora_B" not in k} == {SCALE}
+    assert {k.rpartition(".")[2] for k in saved if "lora_A" not in k and "lora_B" not in k} == {SCALE, START}
     fresh = Reads("qwen2", LORA)
     adopt_scales(fresh, saved)
     assert fresh.load_state_dict(saved, strict=False).unexpected_keys == []

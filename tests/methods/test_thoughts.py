@@ -30,7 +30,7 @@ def method() -> Thinker:
 
 def drawn(method: Thinker, batch):
     text = text_of(batch, method.markers, visible=False)
-    anchor_BK, thoughts, _ = reading.think(method, text, batch.keys_B, everywhere=True)
+    anchor_BK, thoughts, _ = reading.think(method, text, batch.keys_B)
     return text, anchor_BK, thoughts
 
 

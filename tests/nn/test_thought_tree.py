@@ -9,7 +9,6 @@ from quietreasoning.nn.thought_tree import (
     Thoughts,
     choose_anchors,
     grow_tree,
-    hard_anchors,
     keyed_uniforms,
     thought_cap,
 )
@@ -125,26 +124,6 @@ def test_draws_are_even():
     chosen = choose_anchors(torch.zeros(20_000, 8), allowed_BT, 1, 1.0, 1, numbers)
     share = torch.bincount(chosen.column_BK[:, 0], minlength=8) / 20_000
     assert share[2] == 0 and (share[[0, 1, 3, 4, 5, 6, 7]] - 1 / 7).abs().max() < 0.01
-
-
-def test_the_threshold_rule_looks_back_only():
-    entropy_BT, allowed_BT = rows_of_entropy(), torch.ones(6, 40, dtype=torch.bool)
-    whole = hard_anchors(entropy_BT, allowed_BT, 0.6, spacing=3)
-    assert whole[0, 0] == int((entropy_BT[0] > 0.6).nonzero()[0])
-    for row, columns in enumerate(whole.tolist()):
-        last, expected = -3, []
-        for column in range(40):
-            if entropy_BT[row, column] > 0.6 and column - last >= 3:
-                expected.append(last := column)
-        assert [c for c in columns if c >= 0] == expected
-    for cut in (1, 13, 27):
-        changed_BT = entropy_BT.clone()
-        changed_BT[:, cut:] = 1 - changed_BT[:, cut:]
-        other = hard_anchors(changed_BT, allowed_BT, 0.6, spacing=3)
-        for row in range(6):
-            assert [c for c in whole[row] if 0 <= c < cut] == [c for c in other[row] if 0 <= c < cut]
-    assert torch.equal(hard_anchors(entropy_BT, allowed_BT, 0.6, spacing=3, limit=2), whole[:, :2])
-    assert hard_anchors(entropy_BT, allowed_BT, 2.0).tolist() == [[-1]] * 6
 
 
 def test_the_cap_by_its_table():

@@ -26,6 +26,7 @@ from quietreasoning.optim.qk_clip import Heads, QkClip, shrink_rows
 from quietreasoning.workspace import WorkspaceForCausalLM
 
 SCALE = "lora_head_scale_H"  # "lora": saved with the adapters, not borrowed with the base
+START = "lora_head_start_H"  # the scale when a reference to the weights was last taken
 QK_NORM = re.compile(r"^(q|k|qk|query|key)_?(layer)?norm")
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
 
@@ -65,10 +66,27 @@ def adopt_scales(method: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     modules = dict(method.named_modules())
     for name, tensor in tensors.items():
         owner, _, what = name.rpartition(".")
-        if what == SCALE:
+        if what in (SCALE, START):
             module = modules.get(owner)
             if module is not None and _is_adapted(module):
                 _scale_of(module, len(tensor))
+
+
+@torch.no_grad()
+def hold_scales(model: nn.Module) -> None:
+    """Remember the present head scales as those of a reference."""
+    for module in model.modules():
+        if hasattr(module, SCALE):
+            getattr(module, START).copy_(getattr(module, SCALE))
+
+
+def held_scales(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers of head scales by name, and what they were when a reference was taken."""
+    return {
+        f"{name}.{SCALE}": getattr(module, START)
+        for name, module in model.named_modules()
+        if hasattr(module, SCALE)
+    }
 
 
 @torch.no_grad()
@@ -129,7 +147,8 @@ def _scale_of(projection: nn.Module, heads: int) -> None:
     """Give an adapted projection its scales, once."""
     if not hasattr(projection, SCALE):
         device = projection.get_base_layer().weight.device
-        projection.register_buffer(SCALE, torch.ones(heads, device=device))
+        for name in (SCALE, START):
+            projection.register_buffer(name, torch.ones(heads, device=device))
         projection.register_forward_hook(_scaled)
 
 

@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from quietreasoning.backbone.heads import held_scales, hold_scales
+
 T = TypeVar("T")
 
 
@@ -37,12 +39,14 @@ class Reference(nn.Module):
         for name, copy in self.weights().items():
             p = params[name]
             copy.copy_(p.full_tensor() if hasattr(p, "full_tensor") else p)
+        hold_scales(module)
 
     @torch.no_grad()
     def call(self, module: nn.Module, function: Callable[[], T]) -> T:
         """What `function` gives while `module` has these weights. Nothing is written into the module's own,
         so a graph that is being built stays valid; tied weights stay tied."""
-        weights = {f"module.{name}": copy for name, copy in self.weights().items()}
+        held = self.weights() | held_scales(module)  # a clip of attention heads shrinks adapters by a scale
+        weights = {f"module.{name}": copy for name, copy in held.items()}
         return torch.func.functional_call(_Calling(module, function), weights, ())
 
 

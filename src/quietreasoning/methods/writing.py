@@ -32,14 +32,17 @@ class Ready:
     heads: list[list[int]] | None = None  # tokens of each row that were written before
 
 
-class Writer(Method):
-    """A method that reads, then writes its answer token by token."""
+class Speaker(Method):
+    """A method that answers in tokens of its own choice."""
 
     takes_effort: ClassVar[bool] = True
 
     @abstractmethod
-    def prepare(self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int) -> Ready:
-        """Everything before the answer. limit: most tokens a row may write; ValueError for a bad effort."""
+    def say(
+        self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int
+    ) -> tuple[list[list[int]], Ready]:
+        """What is written, at most `limit` tokens a row, and what stood before it; ValueError for a bad
+        effort."""
 
     @torch.no_grad()
     def generate(
@@ -52,8 +55,8 @@ class Writer(Method):
     ) -> Response:
         self.refuse(control, effort)
         started = time.perf_counter()
-        ready = self.prepare(prompt_BP, control, effort, max_new_tokens)
-        return respond(self.write(ready.states, max_new_tokens), self.markers, ready, started)
+        rows, ready = self.say(prompt_BP, control, effort, max_new_tokens)
+        return respond(rows, self.markers, ready, started)
 
     def refuse(self, control: str | None, effort: int | None) -> None:
         """ValueError for a dial that this method has not."""
@@ -63,6 +66,20 @@ class Writer(Method):
             raise ValueError(f"control={control!r} does not apply to {name}; it takes {choices}")
         if effort is not None and not self.takes_effort:
             raise ValueError(f"effort={effort} does not apply to {name}, which has no latent steps to vary")
+
+
+class Writer(Speaker):
+    """A method that reads, then writes its answer token by token."""
+
+    @abstractmethod
+    def prepare(self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int) -> Ready:
+        """Everything before the answer. limit: most tokens a row may write; ValueError for a bad effort."""
+
+    def say(
+        self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int
+    ) -> tuple[list[list[int]], Ready]:
+        ready = self.prepare(prompt_BP, control, effort, limit)
+        return self.write(ready.states, limit), ready
 
     def write(self, states: States, limit: int) -> list[list[int]]:
         """What the model says after `states`, a row each."""

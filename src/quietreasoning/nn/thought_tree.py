@@ -209,8 +209,8 @@ def choose_anchors(
 
     round(uniform_share * K) columns are drawn first, each from those still free, by a number of [0, 1) of
     `uniforms_BK`, so that they tell of all columns; the rest have the highest entropy of what is left. The
-    ranking compares a column with later ones: a budget for training, not a rule for inference
-    (`hard_anchors`). Choices depend on the row alone, not on its padding. ValueError for values out of range.
+    ranking compares a column with later ones: a budget for training, not a rule for inference.
+    Choices depend on the row alone, not on its padding. ValueError for values out of range.
     """
     if anchors < 1 or spacing < 1 or not 0 <= uniform_share <= 1:
         raise ValueError(
@@ -236,24 +236,6 @@ def choose_anchors(
     order_BK = torch.where(pick_BK == NONE, len(column_T), pick_BK).argsort(dim=1, stable=True)
     uniform_BK = (uniform_K & (pick_BK != NONE)).gather(1, order_BK)
     return Anchors(pick_BK.gather(1, order_BK), uniform_BK, torch.stack(chances, 1).gather(1, order_BK))
-
-
-def hard_anchors(
-    entropy_BT: Tensor, allowed_BT: Tensor, threshold: float, *, spacing: int = 1, limit: int | None = None
-) -> Tensor:
-    """Columns [B, K] whose entropy exceeds `threshold`, each at least `spacing` after the one before.
-
-    The rule of inference: whether a column thinks depends on no later one, if `allowed_BT` does not. limit:
-    the first so many of a row. K is the longest row's, and at least 1; -1 fills the others.
-    """
-    column_T, open_BT = torch.arange(allowed_BT.shape[1], device=allowed_BT.device), allowed_BT
-    open_BT = open_BT & (entropy_BT > threshold)
-    picks = []
-    while open_BT.any() and (limit is None or len(picks) < limit):
-        pick_B = open_BT.byte().argmax(1).masked_fill(~open_BT.any(1), NONE)
-        picks.append(pick_B)
-        open_BT = open_BT & (column_T >= (pick_B + spacing)[:, None]) & (pick_B != NONE)[:, None]
-    return torch.stack(picks or [torch.full_like(allowed_BT[:, 0], NONE, dtype=torch.long)], 1)
 
 
 def thought_cap(lengths: Tensor, floor: int = 10, cap: int = 20, divisor: int = 5) -> Tensor:

@@ -19,14 +19,14 @@ from quietreasoning.losses import thoughts as losses
 from quietreasoning.methods.grpo_reference import Reference
 from quietreasoning.methods.thoughts.running import Centre, Running, Threshold
 from quietreasoning.methods.thoughts.settings import ThinkerConfig
-from quietreasoning.methods.writing import Writer
+from quietreasoning.methods.writing import Speaker
 from quietreasoning.nn.mixing import Mixer
 
 T = TypeVar("T")
 ADVANTAGE, SCORES = 0, slice(1, 4)  # kinds of running figures
 
 
-class Thinking(Writer):
+class Thinking(Speaker):
     """Parts of a method that thinks in hidden tokens."""
 
     config: ThinkerConfig

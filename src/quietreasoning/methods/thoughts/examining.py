@@ -29,7 +29,7 @@ def examine(method: Thinking, batch: Batch) -> Examined:
     """
     text = text_of(batch, method.markers, visible=method.config.visible)
     with still(method):
-        anchor_BK, thoughts, _ = reading.think(method, text, batch.keys_B, everywhere=True)
+        anchor_BK, thoughts, _ = reading.think(method, text, batch.keys_B)
         found = reading.read(method, text, anchor_BK, thoughts)
         utility_BKG, scores_BKG3 = worth(method, found)
         longest = int(thoughts.length_BKG.max())

@@ -12,7 +12,6 @@ Shapes: B rows, T text columns, K anchors, G thoughts, L steps, M true tokens, D
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import huber_loss
 
 from quietreasoning.backbone.tree import read_tree
-from quietreasoning.contract import Batch, Examined, Response, StepOutput, Term
+from quietreasoning.contract import Batch, Examined, StepOutput, Term
 from quietreasoning.losses import thoughts as losses
 from quietreasoning.methods.grpo import still
 from quietreasoning.methods.thoughts import examining, reading
@@ -29,7 +28,7 @@ from quietreasoning.methods.thoughts.reading import Reading
 from quietreasoning.methods.thoughts.settings import ThinkerConfig
 from quietreasoning.methods.thoughts.speaking import speak
 from quietreasoning.methods.thoughts.text import Text, count_labels, text_of
-from quietreasoning.methods.writing import Ready, respond
+from quietreasoning.methods.writing import Ready
 
 
 class Thinker(Thinking):
@@ -56,7 +55,7 @@ class Thinker(Thinking):
     def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
         text, watches = text_of(batch, self.markers, visible=self.config.visible), self.training
         with still(self):  # the law that draws and the law that learns must be one
-            anchor_BK, thoughts, entropy_BT = reading.think(self, text, batch.keys_B, everywhere=True)
+            anchor_BK, thoughts, entropy_BT = reading.think(self, text, batch.keys_B)
             found = reading.read(self, text, anchor_BK, thoughts)
             known = self.as_it_was(lambda: read_tree(self.backbone, found.tree, self.markers_2D))
             known_BSD = known.hidden_BTD
@@ -129,19 +128,7 @@ class Thinker(Thinking):
     def examine(self, batch: Batch) -> Examined:
         return examining.examine(self, batch)
 
-    def prepare(self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int) -> Ready:
-        raise NotImplementedError("a thinker thinks while it writes: `generate` has no state before that")
-
-    @torch.no_grad()
-    def generate(
-        self,
-        prompt_BP: Tensor,
-        *,
-        max_new_tokens: int,
-        control: str | None = None,
-        effort: int | None = None,
-    ) -> Response:
-        self.refuse(control, effort)
-        started = time.perf_counter()
-        rows, ready = speak(self, prompt_BP, control, effort, max_new_tokens)
-        return respond(rows, self.markers, ready, started)
+    def say(
+        self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int
+    ) -> tuple[list[list[int]], Ready]:
+        return speak(self, prompt_BP, control, effort, limit)

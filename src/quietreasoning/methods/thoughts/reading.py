@@ -23,7 +23,6 @@ from quietreasoning.nn.thought_tree import (
     ThoughtTree,
     choose_anchors,
     grow_tree,
-    hard_anchors,
     keyed_uniforms,
     thought_cap,
 )
@@ -57,28 +56,17 @@ def entropies(method: Thinking, text: Text, hidden_BTD: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def think(
-    method: Thinking, text: Text, keys_B: Tensor, *, everywhere: bool
-) -> tuple[Tensor, Thoughts, Tensor]:
-    """Anchors [B, K], their thoughts, and the entropies [B, T].
-
-    everywhere: as in training, the hardest columns and some drawn evenly; else those above the threshold.
-    """
+def think(method: Thinking, text: Text, keys_B: Tensor) -> tuple[Tensor, Thoughts, Tensor]:
+    """Anchors [B, K], the hardest columns and some drawn evenly, their thoughts, and the entropies [B, T]."""
     config = method.config
     states = method.backbone(text.ids_BT, text.role_BT, keep=True)
     entropy_BT = entropies(method, text, states.hidden_BTD)
     keys_B = keys_B.to(text.ids_BT.device)
-    if everywhere:
-        at_K = torch.arange(config.anchors, device=keys_B.device)
-        uniforms_BK = keyed_uniforms(keys_B[:, None], ANCHORS, at_K)
-        chosen = choose_anchors(
-            entropy_BT, text.anchors_BT, config.anchors, config.uniform, config.spacing, uniforms_BK
-        )
-        anchor_BK = chosen.column_BK
-    else:
-        anchor_BK = hard_anchors(
-            entropy_BT, text.anchors_BT, float(method.threshold.nats_1), spacing=config.talk
-        )
+    at_K = torch.arange(config.anchors, device=keys_B.device)
+    uniforms_BK = keyed_uniforms(keys_B[:, None], ANCHORS, at_K)
+    anchor_BK = choose_anchors(
+        entropy_BT, text.anchors_BT, config.anchors, config.uniform, config.spacing, uniforms_BK
+    ).column_BK
     branches = Branches(
         method.backbone, states.past, anchor_BK, config.thoughts, method.law, method.markers_2D
     )

@@ -94,6 +94,10 @@ class ThinkerConfig(MethodConfig):
                 f"baseline={self.baseline} leaves one thought out, which needs thoughts >= 2; set thoughts=2 "
                 "or more, or baseline=none"
             )
+        if self.coherence.predictive and not self.weights.utility:
+            raise ValueError(
+                "coherence.predictive weighs a head that weights.utility=0 never trains; set it to 0 too"
+            )
         if self.objective == "bound" and self.baseline != "floored":
             raise ValueError("baseline has no effect with objective=bound; drop it")
         return self

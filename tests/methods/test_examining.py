@@ -82,7 +82,7 @@ def test_hidden_thoughts_are_those_of_training(made):
     method.running.settle()
     found = method.examine(batch)
     text = text_of(batch, method.markers, visible=False)
-    anchor_BK, thoughts, _ = reading.think(method, text, batch.keys_B, everywhere=True)
+    anchor_BK, thoughts, _ = reading.think(method, text, batch.keys_B)
     read = reading.read(method, text, anchor_BK, thoughts)
     own_BKGM, _ = reading.alone(method, read)
     base_BKM = reading.true_log_probs(method, read.base_BKMD, read.tree.labels_BKM, read.counted_BKM)

@@ -52,7 +52,7 @@ def batch_of(rows: int, length: int) -> Batch:
 
 
 def packed(method: Thinker, batch: Batch, text: Text) -> dict[str, Tensor]:
-    anchor_BK, thoughts, _ = reading.think(method, text, batch.keys_B, everywhere=True)
+    anchor_BK, thoughts, _ = reading.think(method, text, batch.keys_B)
     found = reading.read(method, text, anchor_BK, thoughts)
     own_BKGM, _ = reading.alone(method, found)
     own_BKGM.sum().backward()
@@ -190,7 +190,7 @@ def flops_of(method: Thinker, batch: Batch, text: Text) -> int:
     """Of drawing, and three times those of the pass with a gradient."""
     method.requires_grad_(False)
     with FlopCounterMode(display=False) as drawing:
-        anchor_BK, thoughts, _ = reading.think(method, text, batch.keys_B, everywhere=True)
+        anchor_BK, thoughts, _ = reading.think(method, text, batch.keys_B)
     with FlopCounterMode(display=False) as learning:
         reading.alone(method, reading.read(method, text, anchor_BK, thoughts))
     return drawing.get_total_flops() + 3 * learning.get_total_flops()

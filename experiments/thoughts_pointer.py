@@ -35,6 +35,7 @@ from quietreasoning.methods.thoughts.examining import worth
 from quietreasoning.methods.thoughts.text import text_of
 
 RECIPE = "thoughts/pointer"
+ARMS = ("aloud", "thoughts", "fine-tune")
 TEXTS = {"chains": [], "control": ["data.options.hops=[1]"]}
 CONTROLS = ("zero", "shuffle", "noise", "filler")
 ROWS = 125
@@ -96,9 +97,8 @@ def thinking(run: Loaded, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def asked(text: str, out: Path, seed: int, n: int) -> dict:
+def asked(text: str, runs: dict[str, Loaded], seed: int, n: int) -> dict:
     """Everything the table says of one seed on one text."""
-    runs = {name: run_of(text, name, out, seed) for name in ("aloud", "thoughts", "fine-tune")}
     task = build_task(runs["thoughts"].config.stages[-1].data)
     examples = list(task.split("test", n))
     groups = [task.group(example) for example in examples]
@@ -141,7 +141,10 @@ def main() -> None:
     for text in options.texts:
         rows = []
         for seed in options.seeds:
-            rows.append(asked(text, options.out, seed, options.n))
+            runs = {
+                name: run_of(text, name, options.out, seed) for name in ("aloud", "thoughts", "fine-tune")
+            }
+            rows.append(asked(text, runs, seed, options.n))
             print(json.dumps(rows[-1]), flush=True)
         arms = [name for name, value in rows[0].items() if isinstance(value, dict) and "accuracy" in value]
         for name in arms:

@@ -48,7 +48,7 @@ def run_of(text: str, name: str, out: Path, seed: int) -> Loaded:
     stages = {
         "aloud": [aloud],
         "thoughts": [quiet],
-        "fine-tune": [remade(quiet, method={"name": "plain"})],
+        "fine-tune": [remade(quiet, method={"name": "plain"}, optim={"lr_scale": {}})],
     }[name]
     chosen = tuple(remade(stage, train={"eval_every": 0, "save_every": 0}) for stage in stages)
     changes = {"seed": seed, "out": str(out / f"{text}-{name}-{seed}"), "stages": chosen}

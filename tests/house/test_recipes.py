@@ -37,7 +37,7 @@ def test_a_recipe_ends_in_a_method_of_its_folder(name):
 
 LAPTOP = ("tiny", "/pointer", "/permutation", "/sudoku", "/sudoku-6", "/maze")  # small as they are
 TWINS = {name: f"{name}-tiny" for name in RECIPES if not name.endswith(LAPTOP)}
-TWINS["workspace/3b"] = "workspace/tiny"
+TWINS |= {"workspace/3b": "workspace/tiny", "thoughts/bake": "thoughts/tiny"}
 
 
 @pytest.mark.parametrize("name", TWINS)

@@ -104,7 +104,7 @@ def encoded(files):
         settings = json.loads(written)
         task, thinking = settings["task"], settings.pop("thinking")
         if task in files:
-            settings |= {"path": files[task], "tokenizer": {"vocab": 384}}
+            settings |= {"path": files[task], "tokenizer": {"vocab": 384, "thinking": thinking}}
             settings.setdefault("format", {})["rationale"] = [
                 "left"
             ]  # a word that so small a tokenizer knows

@@ -1,0 +1,144 @@
+"""Does a baked instruction give Quiet-STaR a head start?
+
+    python experiments/thoughts_bake.py --seeds 0 1 2 3 4 --out runs/thoughts-bake
+    python experiments/thoughts_jumpstart.py --seeds 0 1 2 3 4 --bake runs/thoughts-bake --out runs/jumpstart
+
+Arms of a seed, the same rows, steps and rates: hidden thoughts from the model before baking (`unbaked`: it
+thinks when told to), and from the one after (`baked`). Every row is new, so the loss of a step is a held-out
+loss; it is smoothed over 10 steps. Steps and FLOPs to levels fixed by the unbaked arm: its loss at the end of
+training, and half-way there from where it began. FLOPs of baking are added in a column of their own. Beside
+it, before the first step: the reward, and the variance of the policy gradient over draws of thoughts for one
+batch, over the square of its mean. Ratios are paired by seed, their interval is Student's on logarithms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from arms import HERE, flops_per_step, fresh, over_seeds, said, shown, trained
+
+from quietreasoning.build import Loaded, Resolved, read_config, resolve
+from quietreasoning.data.config import build_task
+
+ARMS = {"unbaked": "told", "baked": "bake"}
+WINDOW = 10  # steps
+DRAWS = 8
+
+
+def arm(name: str, bake: Path, out: Path, seed: int, steps: int | None) -> Resolved:
+    given = [] if steps is None else [f"stages.quiet.train.steps={steps}"]
+    resolved = resolve(str(HERE / "thoughts_jumpstart.yaml"), given)
+    changes = {"seed": seed, "out": str(out / f"{name}-{seed}"), "init": str(bake / f"{ARMS[name]}-{seed}")}
+    return replace(resolved, config=resolved.config.model_copy(update=changes))
+
+
+def curves(run: Loaded) -> dict[str, np.ndarray]:
+    """The loss with thoughts mixed in and the reward of each step, means of the last `WINDOW`."""
+    lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    steps = {line["step"]: line for line in lines if "loss/mix" in line}
+    kernel = np.full(WINDOW, 1 / WINDOW)
+    return {
+        name: np.convolve([steps[step][key] for step in sorted(steps)], kernel, mode="valid")
+        for name, key in (("loss", "loss/mix"), ("reward", "train/reward"))
+    }
+
+
+def first_below(loss_S: np.ndarray, level: float) -> int | None:
+    below = np.flatnonzero(loss_S <= level)
+    return int(below[0]) + WINDOW if len(below) else None
+
+
+def start(resolved: Resolved) -> dict[str, float]:
+    """Before the first step: the reward, and the trace of the policy gradient's covariance over draws of
+    thoughts for one batch, over the square of its mean (both without bias)."""
+    method, builder = fresh(resolved)
+    batch = builder.batches(resolved.config.stages[-1], method.backbone.context, []).batch_at(0)
+    method.train()
+    gradients, rewards = [], []
+    for draw in range(DRAWS):
+        output = method(replace(batch, keys_B=batch.keys_B + 1_000_003 * draw))
+        method.zero_grad()
+        output.terms["policy"].total.backward()
+        grads = [p.grad.flatten() for p in method.backbone.parameters() if p.grad is not None]
+        gradients.append(torch.cat(grads).double())
+        total, count = output.metrics["reward"]
+        rewards.append(float(total) / float(count))
+    gradient_RP = torch.stack(gradients)
+    spread = float(gradient_RP.var(0).sum())
+    square = float(gradient_RP.mean(0).square().sum()) - spread / DRAWS
+    return {"reward": float(np.mean(rewards)), "gradient noise": spread / max(square, 1e-30)}
+
+
+def asked(name: str, resolved: Resolved, n: int) -> dict:
+    run = trained(resolved)
+    loss_S, reward_S = (curve.tolist() for curve in curves(run).values())
+    examples = list(build_task(run.config.stages[-1].data).split("test", n))
+    right = {"thoughts": sum(said(run, examples)[0])} | {
+        control: sum(said(run, examples, control=control)[0]) for control in ("zero", "shuffle", "filler")
+    }
+    return {
+        "arm": name,
+        "seed": resolved.config.seed,
+        "loss": loss_S,
+        "reward": reward_S,
+        "step FLOPs": flops_per_step(resolved, batches=2),
+        "right": {what: count / n for what, count in right.items()},
+        "start": start(resolved),
+    }
+
+
+def flops_of_baking(folder: Path) -> float:
+    config = read_config(folder)
+    return config.stages[-1].train.steps * flops_per_step(Resolved("bake", config, {}), batches=2)
+
+
+def compared(unbaked: dict, baked: dict, baking: float) -> dict[str, float | None]:
+    """Steps of both arms to each level, and their ratios; `baking`: FLOPs of it."""
+    first, last = unbaked["loss"][0], unbaked["loss"][-1]
+    found: dict[str, float | None] = {}
+    for label, level in (("half-way", (first + last) / 2), ("end", last)):
+        steps = {row["arm"]: first_below(np.array(row["loss"]), level) for row in (unbaked, baked)}
+        found |= {f"{label}, {name}": count for name, count in steps.items()}
+        if all(steps.values()):
+            spent = steps["baked"] * baked["step FLOPs"] + baking
+            found[f"{label}, ratio of steps"] = steps["baked"] / steps["unbaked"]
+            found[f"{label}, ratio of FLOPs with baking"] = spent / (steps["unbaked"] * unbaked["step FLOPs"])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--bake", type=Path, default=Path("runs/thoughts-bake"))
+    parser.add_argument("--out", type=Path, default=Path("runs/thoughts-jumpstart"))
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--n", type=int, default=400)
+    options = parser.parse_args()
+    rows: list[dict] = []
+    for seed in options.seeds:
+        own = [
+            asked(name, arm(name, options.bake, options.out, seed, options.steps), options.n) for name in ARMS
+        ]
+        rows.append(compared(*own, flops_of_baking(options.bake / f"bake-{seed}")))
+        for row in own:
+            rows[-1] |= {f"{row['arm']}: {what}": value for what, value in row["start"].items()}
+            rows[-1] |= {f"{row['arm']}: right, {what}": value for what, value in row["right"].items()}
+        for row in own:
+            print(json.dumps(row), flush=True)
+        print(json.dumps({"seed": seed} | rows[-1]), flush=True)
+    for what in dict.fromkeys(key for row in rows for key in row):
+        each = [row[what] for row in rows if row.get(what) is not None]
+        text = shown(each, 3)
+        if "ratio" in what:
+            text = "{:.2f} [{:.2f}, {:.2f}]".format(*map(math.exp, over_seeds([math.log(v) for v in each])))
+        print(f"{what:<36} {text} of {len(each)} seeds")
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ above their limit. Shapes: B rows, T queries, S keys, D width of a head, H heads
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -94,6 +95,8 @@ class QkClip:
                 "does not run it, or its family does not attend through transformers. Set optim.qk_clip=null."
             )
         fresh = ~torch.isfinite(limit) & torch.isfinite(seen)
+        if all(layer.limit_H is None for layer in self.layers):
+            self._tell(seen[fresh & (seen > self.tau)])
         limit = torch.where(fresh, seen.clamp(min=self.tau), limit)
         gamma = torch.where(seen > limit, limit / seen, torch.ones_like(seen))
         gamma = torch.where(torch.isfinite(limit), gamma, torch.ones_like(gamma))
@@ -120,6 +123,14 @@ class QkClip:
         for layer in self.layers:
             if layer.parameter is p and f"{PREFIX}limit" in held:
                 layer.limit_H = held[f"{PREFIX}limit"]
+
+    def _tell(self, above: Tensor) -> None:
+        if len(above):
+            warnings.warn(
+                f"optim.qk_clip.tau={self.tau:g} is below what {len(above)} attention heads begin with (up "
+                f"to {float(above.max()):.3g}): each keeps its own as its limit, and is not altered",
+                stacklevel=2,
+            )
 
     def _or_none(self, layer: Heads, held_H: Tensor | None) -> Tensor:
         """`held_H`, or -inf for every head, in a precision on which all ranks agree."""

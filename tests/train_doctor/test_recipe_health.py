@@ -21,6 +21,13 @@ from quietreasoning.train.doctor import examine
 from quietreasoning.train.settings import TrainConfig
 from quietreasoning.validation import validate
 
+SMALL = {  # method -> what the small width asks for
+    "compressor": {"d_compressed": 8, "widths": [2, 4]},
+    "bake": {"max_tokens": 8},
+    "thoughts": {"floor": 4, "cap": 4, "anchors": 2, "thoughts": 2},
+    "recursion": {"cell": {"width": 32, "heads": 4, "latent_steps": 2, "rounds": 2}, "steps": 3},
+}
+
 
 def stages_of(name: str) -> list[dict]:
     return resolve_stages(load_recipe(name).values)
@@ -36,18 +43,13 @@ def stages() -> dict[str, dict]:
         for stage in stages_of(name):
             if stage["name"] in known:
                 continue
+            stage["method"] |= SMALL.get(stage["method"]["name"], {})
             same = json.dumps([stage["method"], stage["data"]["task"]], sort_keys=True)
             found.setdefault(same, (f"{name}:{stage['name']}", stage))
     return dict(found.values())
 
 
 STAGES = stages()
-SMALL = {  # method -> what the small width asks for
-    "compressor": {"d_compressed": 8, "widths": [2, 4]},
-    "bake": {"max_tokens": 8},
-    "thoughts": {"floor": 4, "cap": 4},
-    "recursion": {"cell": {"width": 32, "heads": 4, "latent_steps": 2, "rounds": 2}, "steps": 3},
-}
 SCRATCH = {"layers": 1, "width": 32, "heads": 2, "context": 1024}
 WORKSPACE = {
     "preset": "tiny",
@@ -133,8 +135,7 @@ def test_a_stage_is_healthy(name, encoded):
     backbone = load_backbone(validate(BackboneConfig, shape), len(encoder.tokenizer))
     if stage["method"].get("int8"):  # what is frozen here was written by an earlier stage
         torch.nn.init.normal_(backbone.model.model.table.values)
-    settings = stage["method"] | SMALL.get(stage["method"]["name"], {})
-    method = method_class(backbone, validate(method_class.Config, settings), encoder.markers())
+    method = method_class(backbone, validate(method_class.Config, stage["method"]), encoder.markers())
     train = validate(TrainConfig, stage["train"])
     optim = validate(OptimConfig, stage["optim"]) if train.steps != 0 else None
     diagnosis = examine(method, batch, label=name, optim=optim, enable=train.enable)

@@ -21,10 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from arms import HERE, flops_per_step, fresh, over_seeds, said, shown, trained
+from arms import HERE, fresh, over_seeds, said, shown, trained
+from torch.utils.flop_counter import FlopCounterMode
 
 from quietreasoning.build import Loaded, Resolved, read_config, resolve
 from quietreasoning.data.config import build_task
+from quietreasoning.methods.thoughts import reading
+from quietreasoning.methods.thoughts.text import text_of
 
 ARMS = {"unbaked": "told", "baked": "bake"}
 WINDOW = 10  # steps
@@ -87,15 +90,40 @@ def asked(name: str, resolved: Resolved, n: int) -> dict:
         "seed": resolved.config.seed,
         "loss": loss_S,
         "reward": reward_S,
-        "step FLOPs": flops_per_step(resolved, batches=2),
+        "step FLOPs": flops_of_thinking(resolved),
         "right": {what: count / n for what, count in right.items()},
         "start": start(resolved),
     }
 
 
-def flops_of_baking(folder: Path) -> float:
+@torch.no_grad()
+def flops_of_thinking(resolved: Resolved) -> int:
+    """Of a training step: what is drawn and what the model as it was reads once, the rest three times."""
+    method, builder = fresh(resolved)
+    batch = builder.batches(resolved.config.stages[-1], method.backbone.context, []).batch_at(0)
+    text = text_of(batch, method.requires_grad_(False).markers, visible=False)  # its counter hooks gradients
+    with FlopCounterMode(display=False) as drawing:
+        anchor_BK, thoughts, _ = reading.think(method, text, batch.keys_B)
+    with FlopCounterMode(display=False) as once:
+        reading.read(method, text, anchor_BK, thoughts)
+    with FlopCounterMode(display=False) as whole:
+        method(batch)
+    forward = [counter.get_total_flops() for counter in (drawing, once, whole)]
+    return 3 * forward[2] - 2 * (forward[0] + forward[1])
+
+
+@torch.no_grad()
+def flops_of_baking(folder: Path) -> int:
+    """Of the whole stage: the teacher writes and reads once, the student's pass counts three times."""
     config = read_config(folder)
-    return config.stages[-1].train.steps * flops_per_step(Resolved("bake", config, {}), batches=2)
+    method, builder = fresh(Resolved("bake", config, {}))
+    batch = builder.batches(config.stages[-1], method.requires_grad_(False).backbone.context, []).batch_at(0)
+    with FlopCounterMode(display=False) as teacher:
+        method.taught(batch)
+    with FlopCounterMode(display=False) as whole:
+        method(batch)
+    step = 3 * whole.get_total_flops() - 2 * teacher.get_total_flops()
+    return config.stages[-1].train.steps * step
 
 
 def compared(unbaked: dict, baked: dict, baking: float) -> dict[str, float | None]:
@@ -118,7 +146,7 @@ def main() -> None:
     parser.add_argument("--bake", type=Path, default=Path("runs/thoughts-bake"))
     parser.add_argument("--out", type=Path, default=Path("runs/thoughts-jumpstart"))
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--n", type=int, default=400)
+    parser.add_argument("--n", type=int, default=200)
     options = parser.parse_args()
     rows: list[dict] = []
     for seed in options.seeds:

@@ -143,6 +143,8 @@ CARRYING = tuple(case for case in CASES if case.startswith("reasoner") or case.e
 GRIDS = tuple(case for case in CASES if case.startswith("reasoner"))  # an answer as long as the prompt
 WORKSPACE = tuple(case for case in CASES if case.startswith("workspace"))
 FIRST = tuple({name: case for case, (name, _) in reversed(CASES.items())}.values())  # one of each method
+WHOLE = ("workspace-all", "workspace-teacher")  # between them every part of a workspace
+SHARDED = tuple(case for case in CASES if case not in WORKSPACE or case in WHOLE)
 REWARDED = tuple(case for case in CASES if case.endswith("-grpo"))
 NULLS = ("pause-none", "continuous-none", "slots-none", "coconut-start")
 
@@ -389,8 +391,8 @@ def run_all(rank: int, port: int, out: str, world: int = 2) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     machine = Machine.start("cpu")
-    for sharding in ("ddp", "fsdp"):
-        for case in CASES:
+    for sharding, cases in (("ddp", CASES), ("fsdp", SHARDED)):
+        for case in cases:
             try:
                 records, final = run(case, machine=machine, sharding=sharding, accumulate=2)
             except Exception as error:

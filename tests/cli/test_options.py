@@ -34,6 +34,11 @@ DATA = {
         *("--stop-at-close", "--keep-system-prefix", "--revision", "--system", "--instruction", "--date"),
         *("--open", "--close", "--nproc", "--json"),
     ],
+    "data teacher": [
+        *("model", "settings", "--recipe", "--stage", "--dataset", "--split", "--out", "--k", "--coverage"),
+        *("--draws", "--seed", "--temperature", "--dtype", "--revision", "--batch-size", "--rows-per-shard"),
+        *("--no-auto-resume", "--nproc", "--json"),
+    ],
     "data export-pairs": ["folder", "file", "--layer", "--split"],
     "data import-pairs": ["file", "--out", "--model", "--layer"],
 }

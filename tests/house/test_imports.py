@@ -19,7 +19,7 @@ FLOORS = (
     {"train", "evaluate"},
     {"report"},
     {"build"},
-    {"proof", "planning", "harvest", "push"},
+    {"proof", "planning", "harvest", "capture", "push"},
     {"gates"},
     {"run"},
     {"demo"},

@@ -97,12 +97,28 @@ def _pairs(values: dict[str, Any], no_auto_resume: bool, nproc: int, json: str |
     from pathlib import Path
 
     from quietreasoning.cli.output import write_json
-    from quietreasoning.config import UserError
 
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     folder = Path(values["out"])
+    if (code := begin(folder, no_auto_resume, nproc)) is not None:
+        return code
+    from quietreasoning.harvest import Request, harvest
+
+    summary = harvest(Request(**values | {"out": folder}), rank=rank, ranks=ranks)
+    if rank == 0:
+        write_json(json, summary)
+        if json != "-":
+            _tell(folder, summary)
+    return None
+
+
+def begin(folder: Any, no_auto_resume: bool, nproc: int) -> int | None:
+    """Move what is in `folder` aside where that is asked for, and start the ranks; their exit code, or None
+    where the work is this process's own."""
+    from quietreasoning.config import UserError
+
     if no_auto_resume:
-        if ranks > 1:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError(
                 "--no-auto-resume: ranks started from outside cannot agree on who moves the folder. Give an "
                 "empty --out, or start them with --nproc."
@@ -114,18 +130,11 @@ def _pairs(values: dict[str, Any], no_auto_resume: bool, nproc: int, json: str |
     if nproc > 1:
         from quietreasoning.cli.launch import launch
 
-        return launch(_arguments(nproc), nproc)
-    from quietreasoning.harvest import Request, harvest
-
-    summary = harvest(Request(**values | {"out": folder}), rank=rank, ranks=ranks)
-    if rank == 0:
-        write_json(json, summary)
-        if json != "-":
-            _tell(folder, summary)
+        return launch(_arguments(), nproc)
     return None
 
 
-def _arguments(nproc: int) -> list[str]:
+def _arguments() -> list[str]:
     """This command's own arguments for a rank: without the launcher's."""
     import sys
 

@@ -1,0 +1,169 @@
+"""The files of a teacher cache: writing a shard, listing what is there.
+
+    teacher.json                      what all was made with; written once
+    shard-00003-<sha256>.safetensors  rows 3*S to 4*S of the data, S rows a shard
+    index-r0of1.jsonl                 a line for each shard that rank 0 of 1 has closed; only ever appended to
+
+A shard gets its name when it is whole and on disk, and counts once its line stands in an index. So whatever
+moment a capture is killed at, a shard is there whole or made again, to the same bytes. Which rows stand in
+which shard depends on the data alone, not on ranks or interruptions.
+
+Arrays of a shard (R rows, P positions, E entries): `keys` [R, 16]; `begins` [R+1, 2], the first position and
+first entry of each row; `ids` [E] uint32; `logps` [E] float16; `rest` [P, T] float16, a column a temperature;
+and where positions keep different numbers of entries, `counts` [P].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from quietreasoning.config import UserError
+from quietreasoning.data.pairs.folder import content_hash, refused_by_disk, temporary_name
+from quietreasoning.data.teacher_cache.keys import Row
+from quietreasoning.data.teacher_cache.targets import Targets, joined
+
+Line = dict[str, Any]
+
+
+@contextmanager
+def writing(folder: Path, rank: int, ranks: int) -> Iterator[None]:
+    """Alone as this rank in this folder, and without what a killed capture left half-written.
+
+    UserError where another process writes as the same rank. The lock is the process's: it dies with it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".lock-r{rank}of{ranks}").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{folder}: another quiet data teacher writes here as rank {rank} of {ranks}. Wait for it, "
+                "or give another --out."
+            ) from None
+        for path in folder.glob(f"{temporary_name(rank, ranks)}*"):
+            path.unlink(missing_ok=True)
+        index = _index(folder, rank, ranks)
+        if index.exists():
+            text = index.read_bytes()
+            os.truncate(index, text.rfind(b"\n") + 1)  # a line that was cut off
+        yield
+
+
+def write_shard(
+    folder: Path,
+    number: int,
+    rows: Sequence[Row],
+    targets: Sequence[Targets],
+    settings: dict[str, Any],
+    rank: int = 0,
+    ranks: int = 1,
+) -> Line:
+    """Close shard `number`, whole or not at all, and list it; UserError where the disk refuses."""
+    temporary = folder / f"{temporary_name(rank, ranks)}shard.safetensors"
+    arrays = _arrays(rows, targets, settings)
+    try:
+        save_file(arrays, temporary, metadata={"settings": content_hash(settings)})
+        with temporary.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.seek(0, os.SEEK_END)
+            os.fsync(file.fileno())
+        line = {
+            "shard": number,
+            "file": f"shard-{number:05d}-{sha256[:12]}.safetensors",
+            "sha256": sha256,
+            "bytes": size,
+            "rows": len(rows),
+            "positions": len(arrays["rest"]),
+            "entries": len(arrays["ids"]),
+            "mass": sum(part.mass for part in targets),
+            "nll": sum(part.nll for part in targets),
+        }
+        temporary.replace(folder / line["file"])
+        _sync(folder)
+        with _index(folder, rank, ranks).open("ab") as index:
+            index.write((json.dumps(line | {"check": content_hash(line)}) + "\n").encode())
+            index.flush()
+            os.fsync(index.fileno())
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise refused_by_disk(folder / "shard", error) from error
+    return line
+
+
+def _arrays(
+    rows: Sequence[Row], targets: Sequence[Targets], settings: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    whole = joined(targets)
+    sizes = [(0, 0), *((len(part.counts), len(part.ids)) for part in targets)]
+    arrays = {
+        "keys": np.frombuffer(b"".join(row.key for row in rows), np.uint8).reshape(len(rows), -1),
+        "begins": np.cumsum(np.array(sizes, np.int64), axis=0),
+        "ids": whole.ids,
+        "logps": whole.logps,
+        "rest": whole.rest,
+    }
+    keep = settings["keep"]
+    if keep["coverage"] is not None or keep["draws"] is not None:
+        arrays["counts"] = whole.counts.astype(np.min_scalar_type(keep["draws"] or keep["k"]))
+    return arrays
+
+
+def _sync(folder: Path) -> None:
+    """A new name is on disk once its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _index(folder: Path, rank: int, ranks: int) -> Path:
+    return folder / f"index-r{rank}of{ranks}.jsonl"
+
+
+def read_index(folder: Path) -> dict[int, Line]:
+    """The line of each closed shard whose file is there, by its number, whoever closed it.
+
+    A last line that was cut off is no line. UserError for any other that is not what was written.
+    """
+    found: dict[int, Line] = {}
+    for path in sorted(folder.glob("index-*.jsonl")):
+        for text in path.read_bytes().split(b"\n")[:-1]:
+            try:
+                line = json.loads(text)
+                sound = line.pop("check") == content_hash(line)
+            except (ValueError, KeyError, AttributeError, TypeError):
+                sound = False
+            if not sound:
+                raise UserError(
+                    f"{path} is damaged: a line is not what was written. Delete it and run the same quiet "
+                    "data teacher command: it makes what is missing again."
+                )
+            if (folder / line["file"]).exists():
+                found[line["shard"]] = line
+    return found
+
+
+def is_whole(folder: Path, line: Line) -> bool:
+    """Whether a shard's file has its size; its hash is checked where it is read."""
+    return (folder / line["file"]).stat().st_size == line["bytes"]
+
+
+def damaged(path: Path) -> UserError:
+    return UserError(
+        f"shard {path} is damaged: it is not what was written. Delete it and run the same quiet data teacher "
+        "command: it makes what is missing again."
+    )

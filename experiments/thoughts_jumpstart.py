@@ -1,14 +1,15 @@
 """Does a baked instruction give Quiet-STaR a head start?
 
-    python experiments/thoughts_bake.py --seeds 0 1 2 3 4 --out runs/thoughts-bake
-    python experiments/thoughts_jumpstart.py --seeds 0 1 2 3 4 --bake runs/thoughts-bake --out runs/jumpstart
+    python experiments/thoughts_jumpstart.py --seeds 0 1 2 3 4 --out runs/thoughts-jumpstart
 
-Arms of a seed, the same rows, steps and rates: hidden thoughts from the model before baking (`unbaked`: it
-thinks when told to), and from the one after (`baked`). Every row is new, so the loss of a step is a held-out
-loss; it is smoothed over 10 steps. Steps and FLOPs to levels fixed by the unbaked arm: its loss at the end of
-training, and half-way there from where it began. FLOPs of baking are added in a column of their own. Beside
-it, before the first step: the reward, and the variance of the policy gradient over draws of thoughts for one
-batch, over the square of its mean. Ratios are paired by seed, their interval is Student's on logarithms.
+Pointer chains. A fresh model learns to write the chain between tags when "think :" stands before the
+question, and to answer at once when not (`told`); the instruction is baked (`bake`). Arms of a seed, the
+same rows, steps and rates: hidden thoughts from the model before baking (`unbaked`), and from the one after
+(`baked`). Every row is new, so the loss of a step is a held-out loss; it is smoothed over 10 steps. Steps and FLOPs to
+levels fixed by the unbaked arm: its loss at the end of training, and half-way there from where it began. One
+column adds the FLOPs of baking. Beside it, before the first step: the reward, and the variance of the policy
+gradient over draws of thoughts for one batch, over the square of its mean. Ratios are paired by seed, their
+interval is Student's on logarithms.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from arms import HERE, fresh, over_seeds, said, shown, trained
+from arms import HERE, fresh, over_seeds, remade, said, shown, trained
 from torch.utils.flop_counter import FlopCounterMode
 
 from quietreasoning.build import Loaded, Resolved, read_config, resolve
-from quietreasoning.data.config import build_task
+from quietreasoning.data.config import DataConfig, build_task
 from quietreasoning.methods.thoughts import reading
 from quietreasoning.methods.thoughts.text import text_of
 
@@ -34,11 +35,35 @@ WINDOW = 10  # steps
 DRAWS = 8
 
 
-def arm(name: str, bake: Path, out: Path, seed: int, steps: int | None) -> Resolved:
-    given = [] if steps is None else [f"stages.quiet.train.steps={steps}"]
-    resolved = resolve(str(HERE / "thoughts_jumpstart.yaml"), given)
-    changes = {"seed": seed, "out": str(out / f"{name}-{seed}"), "init": str(bake / f"{ARMS[name]}-{seed}")}
+def stage_of(name: str, out: Path, seed: int, init: str | None, run: str, steps: int | None) -> Resolved:
+    """One stage of the recipe as the run `out/run-seed`, from the run `init` if given."""
+    where = f"data.path={told_file(out)}"
+    resolved = resolve(str(HERE / "thoughts_jumpstart.yaml"), [f"stages.told.{where}"])
+    (stage,) = (stage for stage in resolved.config.stages if stage.name == name)
+    data: dict = {"path": stage.data.path if name == "told" else None}
+    if init is not None:
+        data["tokenizer"] = {"path": str(out / f"told-{seed}" / "tokenizer"), "thinking": True}
+    stage = remade(stage, data=data, train={} if steps is None else {"steps": steps})
+    changes = {"seed": seed, "out": str(out / f"{run}-{seed}"), "stages": (stage,)}
+    changes["init"] = None if init is None else str(out / f"{init}-{seed}")
     return replace(resolved, config=resolved.config.model_copy(update=changes))
+
+
+def told_file(out: Path) -> Path:
+    """Pointer chains: every other one with the instruction and its chain, the rest with the answer alone."""
+    path = out / "told.jsonl"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        options = {"nodes": 6, "symbols": 8, "hops": [1, 2, 3, 4]}
+        task = build_task(DataConfig.model_validate({"task": "pointer", "options": options}))
+        rows = (
+            {"prompt": "think : " + e.prompt, "steps": list(e.steps), "answer": e.answer}
+            if i % 2
+            else {"prompt": e.prompt, "steps": [], "answer": e.answer}
+            for i, e in enumerate(task.split("train", 24_000))
+        )
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
 
 
 def curves(run: Loaded) -> dict[str, np.ndarray]:
@@ -143,17 +168,19 @@ def compared(unbaked: dict, baked: dict, baking: float) -> dict[str, float | Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--bake", type=Path, default=Path("runs/thoughts-bake"))
     parser.add_argument("--out", type=Path, default=Path("runs/thoughts-jumpstart"))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--n", type=int, default=200)
     options = parser.parse_args()
     rows: list[dict] = []
     for seed in options.seeds:
+        trained(stage_of("told", options.out, seed, None, "told", None))
+        trained(stage_of("bake", options.out, seed, "told", "bake", None))
         own = [
-            asked(name, arm(name, options.bake, options.out, seed, options.steps), options.n) for name in ARMS
+            asked(name, stage_of("quiet", options.out, seed, init, name, options.steps), options.n)
+            for name, init in ARMS.items()
         ]
-        rows.append(compared(*own, flops_of_baking(options.bake / f"bake-{seed}")))
+        rows.append(compared(*own, flops_of_baking(options.out / f"bake-{seed}")))
         for row in own:
             rows[-1] |= {f"{row['arm']}: {what}": value for what, value in row["start"].items()}
             rows[-1] |= {f"{row['arm']}: right, {what}": value for what, value in row["right"].items()}

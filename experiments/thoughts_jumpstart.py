@@ -5,11 +5,11 @@
 Pointer chains. A fresh model learns to write the chain between tags when "think :" stands before the
 question, and to answer at once when not (`told`); the instruction is baked (`bake`). Arms of a seed, the
 same rows, steps and rates: hidden thoughts from the model before baking (`unbaked`), and from the one after
-(`baked`). Every row is new, so the loss of a step is a held-out loss; it is smoothed over 10 steps. Steps and
-FLOPs to levels fixed by the unbaked arm: its loss at the end of training, and half-way there from where it began. One
-column adds the FLOPs of baking. Beside it, before the first step: the reward, and the variance of the policy
-gradient over draws of thoughts for one batch, over the square of its mean. Ratios are paired by seed, their
-interval is Student's on logarithms.
+(`baked`). Every row is new, so the loss of a step is a held-out loss; it is smoothed over 10 steps. Steps
+and FLOPs to levels fixed by the unbaked arm: its loss at the end of training, and half-way there from where
+it began. One column adds the FLOPs of baking. Beside it, before the first step: the reward, and the
+variance of the policy gradient over draws of thoughts for one batch, over the square of its mean. Ratios
+are paired by seed, their interval is Student's on logarithms.
 """
 
 from __future__ import annotations

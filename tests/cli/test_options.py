@@ -23,6 +23,7 @@ OPTIONS = {
         *("run", "repo", "--dry-run", "--private", "--revision", "--out", "--license", "--base"),
         *("--with-base", "--json"),
     ],
+    "score": ["file", "--rules", "--evidence", "--field", "--json"],
 }
 
 

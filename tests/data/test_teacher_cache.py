@@ -299,7 +299,9 @@ def test_what_a_kill_leaves_behind_does_no_harm(whole, tmp_path, left):
         fill(tmp_path, limit=7)
     index, made = tmp_path / "index-r0of1.jsonl", shards(tmp_path)[1]
     if left == "a temporary file":
-        (tmp_path / ".tmp-r0of1-shard.safetensors").write_bytes(made.read_bytes()[:100])
+        (tmp_path / ".tmp-r0of1-teacher.json").write_text("{")
+        (tmp_path / ".tmp-r0of1-shard").mkdir()
+        (tmp_path / ".tmp-r0of1-shard" / ".tmpx").write_bytes(made.read_bytes()[:100])
     elif left == "half a line":
         index.write_bytes(index.read_bytes()[:-30])
     elif left == "a shard without its line":

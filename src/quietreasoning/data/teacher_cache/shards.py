@@ -15,11 +15,11 @@ and where positions keep different numbers of entries, `counts` [P].
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +53,7 @@ def writing(folder: Path, rank: int, ranks: int) -> Iterator[None]:
                 "or give another --out."
             ) from None
         for path in folder.glob(f"{temporary_name(rank, ranks)}*"):
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         index = _index(folder, rank, ranks)
         if index.exists():
             text = index.read_bytes()
@@ -71,9 +71,11 @@ def write_shard(
     ranks: int = 1,
 ) -> Line:
     """Close shard `number`, whole or not at all, and list it; UserError where the disk refuses."""
-    temporary = folder / f"{temporary_name(rank, ranks)}shard.safetensors"
+    # in a folder of its own, since safetensors writes under yet another name first, which nobody would clear
+    temporary = folder / f"{temporary_name(rank, ranks)}shard" / "shard.safetensors"
     arrays = _arrays(rows, targets, settings)
     try:
+        temporary.parent.mkdir(exist_ok=True)
         save_file(arrays, temporary, metadata={"settings": content_hash(settings)})
         with temporary.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -91,14 +93,14 @@ def write_shard(
             "nll": sum(part.nll for part in targets),
         }
         temporary.replace(folder / line["file"])
+        temporary.parent.rmdir()
         _sync(folder)
         with _index(folder, rank, ranks).open("ab") as index:
             index.write((json.dumps(line | {"check": content_hash(line)}) + "\n").encode())
             index.flush()
             os.fsync(index.fileno())
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        shutil.rmtree(temporary.parent, ignore_errors=True)
         raise refused_by_disk(folder / "shard", error) from error
     return line
 

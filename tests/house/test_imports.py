@@ -19,7 +19,7 @@ FLOORS = (
     {"train", "evaluate"},
     {"report"},
     {"build"},
-    {"proof", "planning", "harvest", "capture", "push"},
+    {"proof", "planning", "harvest", "capture", "push", "export"},
     {"gates"},
     {"run"},
     {"demo"},

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 from strategy_solver import solve
+from tools_solver import solve as solve_calls
 
 from quietreasoning.config import UserError
 from quietreasoning.data.tasks import TASKS, GeneratedTask
@@ -22,6 +23,7 @@ SETTINGS = {
     "sudoku": [{}, {"blanks": 12}, {"size": 6}, {"size": 9, "blanks": 30}],
     "maze": [{}, {"loops": 0.4}, {"size": 5, "loops": 0, "moves": 2}, {"size": 15}],
     "strategies": [{}, {"instructed": 0.5, "plain": "steps"}],
+    "tools": [{}, {"depth": 3, "parallel": 0.5, "distractors": "random"}],
 }
 CASES = [(name, options) for name, all_options in SETTINGS.items() for options in all_options]
 SPLITS = ("train", "valid", "test")
@@ -149,7 +151,7 @@ def solve_arithmetic(prompt: str) -> str:
 
 SOLVERS = {
     name.removeprefix("solve_"): solver for name, solver in globals().items() if name.startswith("solve_")
-} | {"strategies": solve}
+} | {"strategies": solve, "tools": solve_calls}
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)

@@ -12,6 +12,7 @@ from fractions import Fraction
 
 from quietreasoning.data.example import Example
 from quietreasoning.evaluate.sandbox import Limits, run
+from quietreasoning.evaluate.tool_scores import asks_call, exact_call
 
 NUMBER = re.compile(
     r"""(?P<sign>[-+]?)\s*[$€£]?\s*(?P<sign2>-?)
@@ -67,6 +68,11 @@ def code(text: str, example: Example, limits: Limits = LIMITS) -> bool:
     return run("\n\n".join(parts), limits).passed
 
 
+def call(text: str, example: Example) -> bool:
+    """The gold calls, each once and no others, where the row asks for them; else as `exact`."""
+    return exact_call(text, example) if asks_call(example) else exact(text, example)
+
+
 def _complete(prefix: str, source: str, entry: str | None) -> str:
     """Prefix and text as one program. The prefix stays in any case: it holds the imports."""
     if entry is not None and re.search(rf"^def {re.escape(entry)}\b", source, re.MULTILINE):
@@ -120,4 +126,9 @@ def strip_fence(text: str) -> str:
     return match[1] if match else text
 
 
-SCORERS: dict[str, Callable[[str, Example], bool]] = {"exact": exact, "numeric": numeric, "code": code}
+SCORERS: dict[str, Callable[[str, Example], bool]] = {
+    "exact": exact,
+    "numeric": numeric,
+    "code": code,
+    "call": call,
+}

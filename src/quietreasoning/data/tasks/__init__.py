@@ -20,6 +20,7 @@ from quietreasoning.data.tasks.strategies import Strategies
 from quietreasoning.data.tasks.strategies_file import StrategiesFile
 from quietreasoning.data.tasks.sudoku import Sudoku
 from quietreasoning.data.tasks.text import Text
+from quietreasoning.data.tasks.tools import Tools
 
 _GENERATED = (
     Pointer,
@@ -31,6 +32,7 @@ _GENERATED = (
     Maze,
     Encyclopaedia,
     Strategies,
+    Tools,
 )
 _FROM_FILES = (Jsonl, GSM8K, ProsQA, HumanEval, MBPP, AIME, Apps, Pairs, StrategiesFile, Text)
 TASKS: dict[str, type[Task]] = {task.name: task for task in (*_GENERATED, *_FROM_FILES)}

@@ -73,6 +73,13 @@ def test_arguments_as_text_have_spans_in_the_outer_text():
     assert [json.loads(json.loads(f'"{v}"')) for v in values] == ['say "é😀" \\ {now}', 1, "\n"] * 2
 
 
+def test_an_argument_that_looks_like_a_call_is_an_argument():
+    calls = [Call("f", {"inner": {"name": "g", "arguments": {"a": 1}}})]
+    for name in DIALECTS:
+        text = dialect(name).write(calls)
+        assert list(parse_any(text).calls) == list(dialect(name).parse(text).calls) == calls
+
+
 @pytest.mark.parametrize(
     ("name", "text", "place", "words"),
     [

@@ -13,7 +13,7 @@ from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE
 from quietreasoning.data.spans.calls import Call
 from quietreasoning.data.spans.chat import Chat
-from quietreasoning.data.spans.classes import painted, token_classes, tokens_of
+from quietreasoning.data.spans.classes import learned_tokens, painted, token_classes, tokens_of
 from quietreasoning.data.spans.conversation import Conversation, Turn
 from quietreasoning.data.spans.encode import SpanEncoder, collate
 from quietreasoning.data.spans.offsets import tokenise
@@ -169,6 +169,12 @@ def test_no_class_holds_more_of_a_token_than_its_own(kinds, sizes):
             assert kind == Kind.ARG_VALUE
 
 
+def test_a_token_that_holds_a_character_of_another_writer_is_context():
+    offsets = [(0, 2), (2, 4), (4, 6), (6, 6)]
+    learned_T = learned_tokens(offsets, [(1, 5)], np.zeros(6, dtype=np.int64))
+    assert learned_T.tolist() == [False, True, False, False]
+
+
 def test_turns_that_are_context_are_not_learned_and_latents_never():
     first = Conversation(
         (TURNS[1], Turn("assistant", "not this", learn=False), TURNS[1], Turn("assistant", "but this"))
@@ -180,6 +186,13 @@ def test_turns_that_are_context_are_not_learned_and_latents_never():
     row = SpanEncoder(bpe(), form, latent="<latent>").encode(thought)
     assert (row.classes_T == Kind.LATENT).sum() == 2 and not row.learned_T[row.classes_T == Kind.LATENT].any()
     assert bpe().decode(row.ids_T[row.learned_T]) == " so 5 <eos>"
+
+
+def test_a_call_shown_in_the_content_is_prose():
+    shown = Turn("assistant", '{"name": "count", "arguments": {"b": 1}} is how .', CALLS[1:])
+    for encoder in (plain_bpe(), chat()):
+        row = encoder.encode(Conversation((TURNS[1], shown), TOOLS))
+        assert pieces(row, Kind.TOOL_NAME) == ["count"] and pieces(row, Kind.ARG_VALUE) == ['"x"']
 
 
 def test_an_end_of_sequence_is_added_where_the_template_writes_none():
@@ -207,6 +220,8 @@ def test_what_cannot_be_found_is_refused_with_the_cure():
         chat(TEMPLATE.replace("{{ m.content }}", "{{ m.content | upper }}")).encode(TALK)
     with pytest.raises(UserError, match=r"turn 2 calls count, count, but its text reads as no call"):
         chat(TEMPLATE.replace("c.function | tojson", "c.function.name")).encode(TALK)
+    with pytest.raises(UserError, match=r"reads as count, count or with other arguments"):
+        chat(TEMPLATE.replace("c.function |", "{'name': 'count', 'arguments': {}} |")).encode(TALK)
     with pytest.raises(UserError, match=r"mark 1 stretches of 2 assistant turns"):
         chat(TOLD.replace("== 'assistant'", "== 'assistant' and loop.last")).encode(TALK)
     with pytest.raises(UserError, match=r"the chat template refuses the conversation \(no\)"):
@@ -235,6 +250,7 @@ def test_a_slow_tokenizer_that_changes_the_text_is_refused():
 def test_conversations_that_make_no_sense_are_refused():
     user = {"role": "user", "content": "a"}
     broken = {"name": "f", "arguments": "{"}
+    twice = {"name": "f", "arguments": '{"a": 1, "a": 2}'}
     for message, tools, said in [
         (user, None, "no assistant turn to learn"),
         ({"role": "bot", "content": "a"}, None, r"role='bot' is no role.*Choices"),
@@ -243,6 +259,7 @@ def test_conversations_that_make_no_sense_are_refused():
         ({"role": "assistant", "tool_calls": [{"name": "cuont"}]}, TOOLS, "Did you mean 'count'"),
         ({"role": "assistant", "tool_calls": [broken]}, None, "are broken JSON: .*at character 1"),
         ({"role": "assistant", "content": [1]}, None, "is list, not text"),
+        ({"role": "assistant", "tool_calls": [twice]}, None, "hold 'a' twice; keep one"),
     ]:
         messages = [user, message]
         with pytest.raises(UserError, match=said):

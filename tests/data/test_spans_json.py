@@ -219,6 +219,11 @@ def test_from_every_state_that_lives_the_text_can_be_completed():
     assert len(done) == len(before) > 70
 
 
+def test_a_declared_key_stands_once_where_others_are_free():
+    state = Automaton.start({"properties": {"a": {"type": "integer"}}}).feed('{"a": 1, "a')
+    assert state.feed('"') is None and state.feed('b": "x", "b": {"a": 1, "a": 2}}').complete
+
+
 def test_schemas_that_cannot_be_held_are_refused_with_the_cure():
     for schema, words in [
         ({"type": "text"}, "is no type of JSON.*Choices: array"),

@@ -141,11 +141,17 @@ def _call(given: Any) -> Call:
     arguments = inner.get("arguments", {})
     if isinstance(arguments, str):
         try:
-            arguments = parse_json(arguments).close() if arguments.strip() else {}
+            parser = parse_json(arguments if arguments.strip() else "{}")
         except JsonError as error:
             raise UserError(
                 f"arguments of the call of '{inner['name']:.40}' are broken JSON: {error}"
             ) from None
+        if parser.duplicates:
+            again = parser.duplicates[0].value
+            raise UserError(
+                f"arguments of the call of '{inner['name']:.40}' hold '{again:.40}' twice; keep one"
+            )
+        arguments = parser.close()
     if not isinstance(arguments, Mapping):
         raise UserError(f"arguments of '{inner['name']:.40}' are {type(arguments).__name__}, not an object")
     return Call(inner["name"], dict(arguments))

@@ -22,7 +22,7 @@ from quietreasoning.data.spans.calls import Parsed
 from quietreasoning.data.spans.classes import SURE, learned_tokens, painted, token_classes
 from quietreasoning.data.spans.code import code_spans
 from quietreasoning.data.spans.conversation import Conversation
-from quietreasoning.data.spans.dialects import parse_any
+from quietreasoning.data.spans.dialects import DIALECTS
 from quietreasoning.data.spans.integration import integration_spans
 from quietreasoning.data.spans.offsets import Offsets, tokenise
 from quietreasoning.data.spans.render import Format, Rendered, Written
@@ -121,15 +121,18 @@ class SpanEncoder:
         wanted = conversation.turns[turn.index].calls
         if not wanted:
             return Parsed()
-        parsed = self.format.dialect.parse(body) if self.format.dialect else parse_any(body)
-        if parsed.calls != wanted:
-            fault = f": {parsed.faults[0]}" if parsed.faults else ""
-            raise UserError(
-                f"turn {turn.index} calls {', '.join(call.name for call in wanted)}, but its text reads as "
-                f"{', '.join(call.name for call in parsed.calls) or 'no call'} or with other arguments"
-                f"{fault}; name the dialect in which the format writes calls"
-            )
-        return parsed
+        spoken = [self.format.dialect] if self.format.dialect else [one() for one in DIALECTS.values()]
+        readings = [one.parse(body) for one in spoken]
+        for parsed in readings:  # calls come after the content, which may show some of its own
+            if parsed.calls[-len(wanted) :] == wanted:
+                return Parsed(parsed.found[-len(wanted) :])
+        best = max(readings, key=lambda parsed: (len(parsed.calls), len(parsed.faults)))
+        fault = f": {best.faults[0]}" if best.faults else ""
+        raise UserError(
+            f"turn {turn.index} calls {', '.join(call.name for call in wanted)}, but its text reads as "
+            f"{', '.join(call.name for call in best.calls) or 'no call'} or with other arguments{fault}; "
+            f"name the dialect in which the format writes calls: {', '.join(DIALECTS)}"
+        )
 
     def _placed(
         self, conversation: Conversation, rendered: Rendered, spans: Sequence[Span]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 from quietreasoning.data.spans.span import Kind, Span
@@ -67,7 +67,7 @@ def number_of(written: str) -> Decimal | None:
 def _decimal(text: str) -> Decimal | None:
     try:
         return Decimal(text.replace(",", "").replace("−", "-")).normalize() + 0  # -0 is 0
-    except (InvalidOperation, OverflowError):
+    except ArithmeticError:  # an exponent beyond all bounds
         return None
 
 

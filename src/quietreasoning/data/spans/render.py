@@ -55,14 +55,17 @@ def control_tokens(tokenizer: Any, allow: Sequence[str] = ()) -> tuple[str, ...]
 
 
 def check_plain_text(conversation: Conversation, controls: tuple[str, ...]) -> None:
-    """UserError where a turn holds a control token as text: it could end a turn, or feign one."""
+    """UserError where a turn or tool holds a control token as text: it could end a turn, or feign one."""
+    held = {"the declaration of tools": written(list(conversation.tools), False)}
     for index, turn in enumerate(conversation.turns):
-        held = (turn.content, *(written(dict(call.arguments), False) for call in turn.calls))
+        calls = [[call.name, dict(call.arguments)] for call in turn.calls]
+        held[f"turn {index} ({turn.role})"] = turn.content + written(calls, False)
+    for place, text in held.items():
         for token in controls:
-            if any(token in text for text in held):
+            if token in text:
                 raise UserError(
-                    f"turn {index} ({turn.role}) holds {token!r}, a control token of this tokenizer, as "
-                    "text; remove it or write it in another way"
+                    f"{place} holds {token!r}, a control token of this tokenizer, as text; remove it or "
+                    "write it in another way"
                 )
 
 
@@ -95,17 +98,18 @@ class Plain:
         """The text; an assistant's turn is what follows its header, to its end of sequence."""
         check_plain_text(conversation, self._controls)
         text, turns = self._start, []
+        between = "\n" if conversation.tools else ""
         if conversation.tools:
-            text += f"tools : {written(list(conversation.tools), self.spaced)}\n"
+            text += f"tools : {written(list(conversation.tools), self.spaced)}"
         for index, turn in enumerate(conversation.turns):
-            text += self.headers[turn.role]
+            text += between + self.headers[turn.role]
+            between = "\n"
             start = len(text)
             text += self._body(turn)
             if turn.role == "assistant":
                 text += f" {self._eos}" if self.spaced else self._eos
                 if turn.learn:
                     turns.append(Written(index, start, len(text)))
-            text += "\n"
         return Rendered(text, tuple(turns), ends=True)
 
     def _body(self, turn: Turn) -> str:

@@ -18,7 +18,8 @@ from quietreasoning.config import UserError, suggest
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _NOTES = frozenset(
-    "$schema $id $comment title description default examples deprecated readOnly writeOnly strict".split()
+    "$schema $id $comment title description default examples format deprecated readOnly writeOnly strict"
+    "".split()
 )
 _KNOWN = frozenset("type properties required additionalProperties items enum const".split())
 

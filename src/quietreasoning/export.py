@@ -12,10 +12,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging
 
-from quietreasoning.backbone.export import merge, trim
+from quietreasoning.backbone.export import merge, reopened, save, trim
 from quietreasoning.build import Loaded, StageConfig, open_run
 from quietreasoning.config import UserError
 from quietreasoning.data.config import build_task
@@ -64,9 +62,7 @@ def export(path: str, out: str, dtype: str | None = None) -> Exported:
         trim(model, vocab_size)
         notes.append(f"no training row holds a thinking token: the {len(cut)} that were added are cut off")
     model.to(getattr(torch, dtype) if dtype else model.dtype)
-    logging.disable_progress_bar()
-    model.generation_config.eos_token_id = loaded.encoder.markers().eos
-    model.save_pretrained(folder)
+    save(model, folder, eos=loaded.encoder.markers().eos)
     save_tokenizer(forget_new(tokenizer), folder)
     forget(folder, cut)
     distance = compare(folder, said_BTV, ids_BT)
@@ -126,7 +122,7 @@ def answers(model: nn.Module, ids_BT: Tensor) -> Tensor:
 
 def compare(folder: Path, said_BTV: Tensor, ids_BT: Tensor) -> float:
     """Relative distance of what the folder says from `said_BTV`; UserError beyond rounding."""
-    again = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(said_BTV.device).eval()
+    again = reopened(folder).to(said_BTV.device)
     distance = float((answers(again, ids_BT) - said_BTV).norm() / said_BTV.norm())
     if not distance <= NEAR.get(again.dtype, FAR):
         raise UserError(f"{folder}: says something else than the run (relative distance {distance:.2g})")

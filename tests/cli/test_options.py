@@ -19,6 +19,7 @@ OPTIONS = {
     "list": [],
     "generate": ["run", "--prompt", "--effort", "--max-new-tokens"],
     "chat": ["run", "--effort", "--max-new-tokens"],
+    "export": ["run", "folder", "--dtype", "--json"],
     "push": [
         *("run", "repo", "--dry-run", "--private", "--revision", "--out", "--license", "--base"),
         *("--with-base", "--json"),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from quietreasoning.backbone.heads import fold_scales
 from quietreasoning.backbone.new_rows import NAME, fold_new_rows, with_new_rows
@@ -33,3 +37,16 @@ def merge(model: nn.Module) -> nn.Module:
 def trim(model: nn.Module, vocab_size: int) -> None:
     """Cut embedding and head to their first rows, in place; logits of what stays are what they were."""
     model.resize_token_embeddings(vocab_size, mean_resizing=False)
+
+
+def save(model: nn.Module, folder: Path, *, eos: int) -> None:
+    """Write weights and configuration; generation there ends at `eos`."""
+    logging.disable_progress_bar()
+    model.generation_config.eos_token_id = eos
+    model.save_pretrained(folder)
+
+
+def reopened(folder: Path) -> nn.Module:
+    """What transformers makes of the folder, in the precision it was written in."""
+    logging.disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()

@@ -37,7 +37,12 @@ def leaves(value):
 
 
 def said(name, text):
-    """What a span's text says in its dialect; a bare key says itself."""
+    """What a span's text says in its dialect; a bare word says itself."""
+    if name == "qwen-coder":
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
     if name == "pythonic":
         return (
             text if text.isidentifier() and text not in ("None", "True", "False") else ast.literal_eval(text)
@@ -92,6 +97,8 @@ def test_an_argument_that_looks_like_a_call_is_an_argument():
         ("hermes", '<tool_call>{"name": "f"}</tool_call>', "<tool_call>{", "no name and arguments"),
         ("hermes", "<tool_call>g()</tool_call>", "g()", "a value expected"),
         ("qwen", "✿FUNCTION✿: f\n{}", "f\n", "then a line with"),
+        ("qwen-coder", "<tool_call><function=f><parameter=a>1</function>", "", "</parameter> expected"),
+        ("qwen-coder", "<tool_call><function=f>a</function>", "a<", "</function> expected"),
         ("pythonic", "[f(1)]", "f(1)", "without a name"),
         ("pythonic", "[f(a=g)]", "g)", "no JSON value"),
         ("pythonic", "[f(a=1), 2]", "2]", "no call"),
@@ -123,6 +130,7 @@ def test_what_a_dialect_cannot_write_is_refused():
         ("pythonic", Call("f", {"from": 1})),
         ("pythonic", Call("my tool")),
         ("qwen", Call("two\nlines")),
+        ("qwen-coder", Call("f", {"a": "</parameter>"})),
         ("json", Call("f", {"a": float("nan")})),
         ("pythonic", Call("f", {"a": {1}})),
     ]:

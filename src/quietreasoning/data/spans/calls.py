@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
-from quietreasoning.data.spans.json_text import JsonError, Node, parse_json, string_offsets
+from quietreasoning.config import UserError
+from quietreasoning.data.spans.json_text import JsonError, Node, parse_json, string_offsets, words_of
 from quietreasoning.data.spans.span import Kind, Span, filled
 
 ARGUMENTS = ("arguments", "parameters")  # both names are in use
@@ -159,3 +162,23 @@ def found_in(text: str, parser: Any, start: int, end: int, reason: str) -> list[
         found.append(Found(call, start, until, filled(start, until, spans, reason)))
         start = until
     return found
+
+
+def merged(text: str, found: Sequence[Found]) -> tuple[Found, ...]:
+    """White space between one call and the next belongs to the second as syntax."""
+    joined: list[Found] = []
+    for one in found:
+        if joined and one.start > joined[-1].end and not text[joined[-1].end : one.start].strip():
+            start = joined[-1].end
+            one = Found(one.call, start, one.end, filled(start, one.end, one.spans, one.spans[0].reason))
+        joined.append(one)
+    return tuple(joined)
+
+
+def written(value: Any, spaced: bool) -> str:
+    """A value as JSON; UserError where it holds what JSON cannot say."""
+    spell = partial(json.dumps, ensure_ascii=False, allow_nan=False)
+    try:
+        return " ".join(words_of(value, spell)) if spaced else spell(value)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the arguments {value!r:.60} are no JSON ({error}); use plain JSON values") from None

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quietreasoning.config import UserError, suggest
-from quietreasoning.data.spans.calls import Call
-from quietreasoning.data.spans.dialects import written
+from quietreasoning.data.spans.calls import Call, written
 from quietreasoning.data.spans.json_text import JsonError, parse_json
 
 ROLES = ("system", "user", "assistant", "tool")

@@ -4,14 +4,13 @@
   `{"type": "function", "function": {...}}`, arguments as text, and several objects in a row are read too.
 - hermes: each such object between `<tool_call>` and `</tool_call>`, as Hermes and Qwen 2.5 and 3 write.
 - pythonic: `[f(a=1, b="x"), g()]`, in pythonic.py.
+- qwen-coder: `<function=f>` with a `<parameter=a>` for each argument, in qwen_coder.py.
 - qwen: `✿FUNCTION✿: f` and `✿ARGS✿: {"a": 1}`, a line each, as Qwen's agent of version 2 writes.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from quietreasoning.config import UserError, suggest
@@ -25,34 +24,17 @@ from quietreasoning.data.spans.calls import (
     Parsed,
     argument_spans,
     found_in,
+    merged,
+    written,
 )
-from quietreasoning.data.spans.json_text import JsonError, JsonParser, container_at, words_of
+from quietreasoning.data.spans.json_text import JsonError, JsonParser, container_at
 from quietreasoning.data.spans.pythonic import Pythonic
+from quietreasoning.data.spans.qwen_coder import QwenCoder
 from quietreasoning.data.spans.span import Kind, Span, filled
-
-
-def written(value: Any, spaced: bool) -> str:
-    """A value as JSON; UserError where it holds what JSON cannot say."""
-    spell = partial(json.dumps, ensure_ascii=False, allow_nan=False)
-    try:
-        return " ".join(words_of(value, spell)) if spaced else spell(value)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"the arguments {value!r:.60} are no JSON ({error}); use plain JSON values") from None
 
 
 def _object(call: Call) -> dict[str, Any]:
     return {"name": call.name, "arguments": dict(call.arguments)}
-
-
-def _merged(text: str, found: list[Found]) -> tuple[Found, ...]:
-    """White space between one call and the next belongs to the second as syntax."""
-    joined: list[Found] = []
-    for one in found:
-        if joined and one.start > joined[-1].end and not text[joined[-1].end : one.start].strip():
-            start = joined[-1].end
-            one = Found(one.call, start, one.end, filled(start, one.end, one.spans, one.spans[0].reason))
-        joined.append(one)
-    return tuple(joined)
 
 
 class Json:
@@ -80,7 +62,7 @@ class Json:
                     faults.append(CallFault(error.offset, error.message))
                     at = error.offset
                 at += 1
-        return Parsed(_merged(text, found), tuple(faults))
+        return Parsed(merged(text, found), tuple(faults))
 
 
 def _bracket(text: str, at: int) -> int:
@@ -120,7 +102,7 @@ class Hermes:
                 faults.append(error.fault)
             except JsonError as error:
                 faults.append(CallFault(error.offset, error.message))
-        return Parsed(_merged(text, found), tuple(faults))
+        return Parsed(merged(text, found), tuple(faults))
 
 
 def _skip(text: str, at: int) -> int:
@@ -156,7 +138,7 @@ class Qwen:
                 faults.append(error.fault)
             except JsonError as error:
                 faults.append(CallFault(error.offset, error.message))
-        return Parsed(_merged(text, found), tuple(faults))
+        return Parsed(merged(text, found), tuple(faults))
 
     def _one(self, text: str, start: int) -> Found:
         name_at = _skip(text, start + len(self.NAME))
@@ -181,6 +163,7 @@ class Qwen:
 
 DIALECTS: Mapping[str, type[Dialect]] = {
     "hermes": Hermes,
+    "qwen-coder": QwenCoder,
     "qwen": Qwen,
     "json": Json,
     "pythonic": Pythonic,
@@ -197,13 +180,13 @@ def dialect(name: str) -> Dialect:
 def parse_any(text: str) -> Parsed:
     """The calls in whichever dialect the text speaks.
 
-    Marks of hermes and qwen decide; without them, whichever of the others finds the earliest call; without
-    calls, the faults of the first that has some.
+    Marks of hermes and both of Qwen's decide; without them, whichever of the others finds the earliest call;
+    without calls, the faults of the first that has some.
     """
     results = {name: one().parse(text) for name, one in DIALECTS.items()}
-    for name in ("hermes", "qwen"):
-        if results[name] != Parsed():
-            return results[name]
+    marked = [results[name] for name in ("qwen-coder", "hermes", "qwen")]
+    for parsed in (*(one for one in marked if one.found), *(one for one in marked if one.faults)):
+        return parsed
     found = [parsed for parsed in results.values() if parsed.found]
     if found:
         return min(found, key=lambda parsed: parsed.found[0].start)

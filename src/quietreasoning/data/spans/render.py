@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from quietreasoning.config import UserError
+from quietreasoning.data.spans.calls import Dialect, written
 from quietreasoning.data.spans.conversation import ROLES, Conversation, Turn
-from quietreasoning.data.spans.dialects import Dialect, dialect, written
+from quietreasoning.data.spans.dialects import dialect
 from quietreasoning.data.spans.offsets import Offsets
 from quietreasoning.data.tags import THINKING
 

@@ -85,9 +85,13 @@ def test_only_stored_temperatures_are_known():
     wanted = 4 * ((p_S * (p_S / q_S).log()).sum(-1) + p_R * (p_R / q_R).log())
     torch.testing.assert_close(sparse.against(student_NV, Divergence(temperature=2.0)), wanted)
     with pytest.raises(
-        ValueError, match=r"temperature=3\.0, and this sparse teacher was stored for 1\.0, 2\.0"
+        ValueError, match=r"temperature=3\.0, and this sparse teacher was stored for \(1\.0, 2\.0\)"
     ):
         sparse.against(student_NV, Divergence(temperature=3.0))
+    warm = SparseTeacher(ids, p_S.log(), temperature=2.0)  # the same, stored as it is at 2
+    torch.testing.assert_close(warm.against(student_NV, Divergence(temperature=2.0)), wanted)
+    with pytest.raises(ValueError, match=r"stored for \(2\.0,\)"):
+        warm.against(student_NV, Divergence())
     with pytest.raises(ValueError, match="no temperature for each position"):
         sparse.against(student_NV, Divergence(), torch.ones(N))
 
@@ -158,6 +162,7 @@ def test_tables_that_are_none_are_refused():
         (lambda: SparseTeacher(ids, logp, "drop"), "tail='drop'"),
         (lambda: SparseTeacher(ids, logp[:, :2]), "do not fit"),
         (lambda: SparseTeacher(ids, logp, vocabulary=0), "no ids in common"),
+        (lambda: SparseTeacher(ids, logp, temperature=2.0, log_z={3.0: logp[:, 0]}), "at temperature 1, not"),
         (lambda: SampledTeacher(ids[:, :0]), "at least one draw"),
     ]:
         with pytest.raises(ValueError, match=message):

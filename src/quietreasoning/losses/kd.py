@@ -16,7 +16,9 @@ Shapes: N positions, V vocabulary. The teacher never gets a gradient.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -89,27 +91,39 @@ def divergence(
     """
     temperature = chosen_temperature(choice, temperature_N)
     teacher_NV, student_NV = common_ids(teacher_NV.detach(), student_NV)
-    apart_N = apart(cooled(teacher_NV, temperature), cooled(student_NV, temperature), choice)
+    apart_N = measure(choice)(cooled(teacher_NV, temperature), cooled(student_NV, temperature))
     return apart_N * heat(choice, temperature)
 
 
-def apart(teacher_NV: Tensor, student_NV: Tensor, choice: Divergence) -> Tensor:
-    """The same from finite logits of at least fp32 and equal shapes; its temperature is left out."""
+def measure(choice: Divergence) -> Callable[[Tensor, Tensor], Tensor]:
+    """(teacher [N, V], student [N, V]) -> the divergence [N] without its temperature, from finite logits of
+    at least fp32. Called on what nothing else holds, it lets go of both as soon as it has their logs."""
     if choice.forward:
-        return forward_kl(teacher_NV, student_NV)
+        return forward_kl
     if choice.reverse:
-        return forward_kl(student_NV, teacher_NV)
-    log_p_NV, log_q_NV = teacher_NV.log_softmax(-1), student_NV.log_softmax(-1)
-    if choice.kind == "tv":
-        return 0.5 * (log_p_NV.exp() - log_q_NV.exp()).abs().sum(-1)
-    gap_NV = log_p_NV - log_q_NV
+        return _reverse_kl
+    return _total_variation if choice.kind == "tv" else partial(_mixture, choice)
+
+
+def _reverse_kl(teacher_NV: Tensor, student_NV: Tensor) -> Tensor:
+    return forward_kl(student_NV, teacher_NV)
+
+
+def _total_variation(teacher_NV: Tensor, student_NV: Tensor) -> Tensor:
+    return 0.5 * (teacher_NV.softmax(-1) - student_NV.softmax(-1)).abs().sum(-1)
+
+
+def _mixture(choice: Divergence, teacher_NV: Tensor, student_NV: Tensor) -> Tensor:
+    """Jensen-Shannon and skew KL. The mixture enters as its log-ratio to p and to q: near 1 that keeps the
+    digits that log m - log p would lose."""
+    teacher_NV, student_NV = teacher_NV.log_softmax(-1), student_NV.log_softmax(-1)
+    gap_NV = teacher_NV - student_NV
     share = choice.skew if choice.kind == "skew" else choice.beta
-    # the mixture over p and over q, not by itself: near 1 their logs keep the digits that log m - log p loses
     log_share, log_rest = gap_NV.new_tensor(share).log(), gap_NV.new_tensor(-share).log1p()
-    kl_p_N = -(log_p_NV.exp() * torch.logaddexp(log_share, log_rest - gap_NV)).sum(-1)
+    kl_p_N = -(teacher_NV.exp() * torch.logaddexp(log_share, log_rest - gap_NV)).sum(-1)
     if choice.kind == "skew":
         return kl_p_N
-    kl_q_N = -(log_q_NV.exp() * torch.logaddexp(log_share + gap_NV, log_rest)).sum(-1)
+    kl_q_N = -(student_NV.exp() * torch.logaddexp(log_share + gap_NV, log_rest)).sum(-1)
     if choice.scaled:
         return kl_p_N / (1 - share) + kl_q_N / share
     return share * kl_p_N + (1 - share) * kl_q_N

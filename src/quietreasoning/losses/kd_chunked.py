@@ -8,7 +8,7 @@ Shapes: N positions, M those that count, C those of a chunk, D width, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from quietreasoning.losses.divergence import Head
 from quietreasoning.losses.kd import Divergence
-from quietreasoning.losses.kd_rows import Part, Rows, plan
+from quietreasoning.losses.kd_rows import Rows, Told, facts, plan
 from quietreasoning.losses.kd_targets import Teacher
 
 
@@ -65,7 +65,7 @@ def chunked_kd(
     Up to `chunk` rows the plain graph is used, which is faster there and keeps a chunk's logits until
     backward. Above that each sum has its own gradient, because two sums are later divided by two counts: in
     all five head products a row, and twice the head's gradient in memory, beside three and once for `joint`,
-    where kd and ce are for the log and the weights must say all (first order only). metrics: three more
+    where kd and ce are for the log and the weights must say all (first order only). metrics: some more
     passes over the logits.
 
     ValueError where shapes do not fit, the teacher cannot serve `choice`, or the head reads a tensor with a
@@ -77,15 +77,15 @@ def chunked_kd(
     job = plan(hidden_ND, teacher, labels_N, choice, kd_weight_N, ce_weight_N, temperature_N, ignore)
     grads = torch.is_grad_enabled() and any(each.requires_grad for each in (hidden_ND, *known))
     if grads and len(job.order_M) > chunk:
-        *sums, facts = _Chunks.apply(head, job, chunk, joint, metrics, hidden_ND, *known)
+        *sums, seen = _Chunks.apply(head, job, chunk, joint, metrics, hidden_ND, *known)
         total = sums[0] if joint else sums[0] + sums[1]
-        kd, ce = facts[:2] if joint else sums
+        kd, ce = seen[:2] if joint else sums
     else:
-        kd, ce, facts = _plain(head, job, chunk, metrics, hidden_ND, known)
+        kd, ce, seen = _plain(head, job, chunk, metrics, hidden_ND, known)
         total = kd + ce
         kd, ce = (kd.detach(), ce.detach()) if joint else (kd, ce)
     masses = [each.sum() for each in (job.kd_weight_K, job.ce_weight_E)]
-    return Distilled(total, kd, ce, *masses, len(job.kd_weight_K), len(job.ce_weight_E), *facts[2:])
+    return Distilled(total, kd, ce, *masses, len(job.kd_weight_K), len(job.ce_weight_E), *seen[2:])
 
 
 def _plain(
@@ -95,17 +95,16 @@ def _plain(
     # a sum of nothing: zero, on the graph, and no NaN from rows that may hold anything
     zero = sum(each.flatten()[:0].sum() for each in (hidden_ND, *parameters) if each.requires_grad)
     kd = ce = job.kd_weight_K.new_zeros(()) + zero
-    facts = job.kd_weight_K.new_zeros(5)
+    seen = job.kd_weight_K.new_zeros(5)
     for start in range(0, len(job.order_M), chunk):
         rows_C = job.order_M[start : start + chunk]
         hidden_CD = hidden_ND.index_select(0, rows_C)
         logits_CV = _logits(head, hidden_CD, (hidden_CD, *parameters))
         part = job.chunk(start, start + len(rows_C))
-        kd_part, ce_part = part.kd(logits_CV), part.ce(logits_CV)
-        kd = kd if kd_part is None else kd + kd_part
-        ce = ce if ce_part is None else ce + ce_part
-        facts += part.facts(logits_CV, kd_part, ce_part, metrics)
-    return kd, ce, facts
+        told = part.kd(logits_CV, metrics), part.ce(logits_CV, metrics)
+        kd, ce = (one if own is None else one + own.total for one, own in zip((kd, ce), told, strict=True))
+        seen += facts(*told, seen)
+    return kd, ce, seen
 
 
 class _Chunks(torch.autograd.Function):
@@ -124,24 +123,26 @@ class _Chunks(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         wanted = ctx.needs_input_grad[5:]
         gradients = [_Gradients(hidden_ND, parameters, wanted) for _ in range(1 if joint else 2)]
-        facts = 0
+        seen = job.kd_weight_K.new_zeros(5)
         for start in range(0, len(job.order_M), chunk):
             rows_C = job.order_M[start : start + chunk]
             with torch.enable_grad():
                 hidden_CD = hidden_ND.detach()[rows_C].requires_grad_(wanted[0])
                 logits_CV = _logits(head, hidden_CD, (hidden_CD, *parameters))
-            own, slopes = _slopes(job.chunk(start, start + len(rows_C)), logits_CV, joint, metrics)
-            facts = facts + own
-            last = [index for index, slope in enumerate(slopes) if slope is not None][-1]
-            for index, slope_CV in enumerate(slopes):
-                if slope_CV is not None:
-                    gradients[index].add(rows_C, hidden_CD, logits_CV, slope_CV, keep=index < last)
-                    slopes[index] = slope_CV = None
+            part = job.chunk(start, start + len(rows_C))
+            kd, slope_CV = _slope(part.kd, logits_CV, metrics)
+            if slope_CV is not None and not joint:
+                gradients[0].add(rows_C, hidden_CD, logits_CV, slope_CV, keep=True)
+                slope_CV = None
+            ce, slope_CV = _slope(part.ce, logits_CV, metrics, slope_CV)
+            if slope_CV is not None:
+                gradients[-1].add(rows_C, hidden_CD, logits_CV, slope_CV)
+            seen += facts(kd, ce, seen)
         ctx.save_for_backward(*(each for one in gradients for each in one.done()))
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(facts)
-        sums = (facts[0] + facts[1],) if joint else (facts[0].clone(), facts[1].clone())
-        return *sums, facts
+        ctx.mark_non_differentiable(seen)
+        sums = (seen[0] + seen[1],) if joint else (seen[0].clone(), seen[1].clone())
+        return *sums, seen
 
     @staticmethod
     @once_differentiable
@@ -167,7 +168,7 @@ class _Gradients:
         self.sums: list[Tensor | None] = [None] * len(wanted)
 
     def add(
-        self, rows_C: Tensor, hidden_CD: Tensor, logits_CV: Tensor, slope_CV: Tensor, *, keep: bool
+        self, rows_C: Tensor, hidden_CD: Tensor, logits_CV: Tensor, slope_CV: Tensor, *, keep: bool = False
     ) -> None:
         leaves = self.leaves if self.hidden_ND is None else [*self.leaves, hidden_CD]
         if not logits_CV.requires_grad:  # the head reads none of them
@@ -190,20 +191,21 @@ class _Gradients:
         return [self.hidden_ND, *self.sums[1:]]
 
 
-def _slopes(part: Part, logits_CV: Tensor, joint: bool, metrics: bool) -> tuple[Tensor, list[Tensor | None]]:
-    """(facts [5], gradient [C, V] of each sum, or of both together); one loss's graph at a time."""
+def _slope(
+    loss: Callable[[Tensor, bool], Told | None],
+    logits_CV: Tensor,
+    metrics: bool,
+    before_CV: Tensor | None = None,
+) -> tuple[Told | None, Tensor | None]:
+    """(what the loss tells, its gradient [C, V] added to one from before); the loss's graph is gone."""
     leaf_CV = logits_CV.detach().requires_grad_()
-    values: list[Tensor | None] = []
-    slopes: list[Tensor | None] = []
-    for loss in (part.kd, part.ce):
-        with torch.enable_grad():
-            value = loss(leaf_CV)
-        slopes.append(None if value is None else torch.autograd.grad(value, leaf_CV)[0])
-        values.append(None if value is None else value.detach())
-    if joint:
-        both = [slope for slope in slopes if slope is not None]
-        slopes = [both[0] if len(both) == 1 else both[0].add_(both[1])]
-    return part.facts(leaf_CV.detach(), *values, metrics), slopes
+    with torch.enable_grad():
+        told = loss(leaf_CV, metrics)
+    if told is None:
+        return None, before_CV
+    (slope_CV,) = torch.autograd.grad(told.total, leaf_CV)
+    told = told._replace(total=told.total.detach())
+    return told, slope_CV if before_CV is None else before_CV.add_(slope_CV)
 
 
 def _logits(head: Head, hidden_CD: Tensor, known: Sequence[Tensor]) -> Tensor:

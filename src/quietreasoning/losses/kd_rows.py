@@ -6,6 +6,7 @@ Shapes: N positions, M those that count, K in distillation, E in cross-entropy, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,50 +33,63 @@ class Rows:
         kd_rows, ce_start = len(self.kd_weight_K), len(self.order_M) - len(self.labels_E)
         mine = slice(min(start, kd_rows), min(stop, kd_rows))
         own = slice(max(start - ce_start, 0), max(stop - ce_start, 0))
-        heat_C = None if self.temperature_K is None else self.temperature_K[mine]
-        rows_C = self.order_M[mine]
-        teacher = self.teacher.rows(rows_C) if len(rows_C) else None
         return Part(
-            self.choice, teacher, heat_C, self.kd_weight_K[mine], self.labels_E[own], self.ce_weight_E[own]
+            self.teacher,
+            self.choice,
+            self.order_M[mine],
+            self.kd_weight_K[mine],
+            None if self.temperature_K is None else self.temperature_K[mine],
+            self.labels_E[own],
+            self.ce_weight_E[own],
         )
+
+
+class Told(NamedTuple):
+    """One sum, and what is for the log."""
+
+    total: Tensor
+    entropy: Tensor
+    hits: Tensor  # arg maxima shared with the teacher, or with the label
 
 
 @dataclass(frozen=True)
 class Part:
-    """Both sums of one chunk; None where none of its rows are in them."""
+    """Both sums of one chunk's logits [C, V]; None where none of its rows are in them."""
 
+    teacher: Teacher
     choice: Divergence
-    teacher: Teacher | None
-    temperature_K: Tensor | None
+    rows_K: Tensor  # of all positions; the first of the chunk
     kd_weight_K: Tensor
-    labels_E: Tensor
+    temperature_K: Tensor | None
+    labels_E: Tensor  # of the last of the chunk
     ce_weight_E: Tensor
 
-    def kd(self, logits_CV: Tensor) -> Tensor | None:
-        if self.teacher is None:
+    def kd(self, logits_CV: Tensor, metrics: bool) -> Told | None:
+        if not len(self.rows_K):
             return None
-        student_KV = logits_CV[: len(self.kd_weight_K)]
-        apart_K = self.teacher.against(student_KV, self.choice, self.temperature_K)
-        return (apart_K * self.kd_weight_K).sum()
+        student_KV = logits_CV[: len(self.rows_K)]
+        taught = self.teacher.rows(self.rows_K)
+        apart_K = taught.against(student_KV, self.choice, self.temperature_K)
+        total = (apart_K * self.kd_weight_K).sum()
+        if not metrics:
+            return Told(total, *total.new_zeros(2))
+        return Told(total, entropy(student_KV).sum(), (student_KV.argmax(-1) == taught.top()).sum())
 
-    def ce(self, logits_CV: Tensor) -> Tensor | None:
+    def ce(self, logits_CV: Tensor, metrics: bool) -> Told | None:
         if not len(self.labels_E):
             return None
         student_EV = statistic(logits_CV[len(logits_CV) - len(self.labels_E) :])
-        return (F.cross_entropy(student_EV, self.labels_E, reduction="none") * self.ce_weight_E).sum()
+        total = (F.cross_entropy(student_EV, self.labels_E, reduction="none") * self.ce_weight_E).sum()
+        zero = total.new_zeros(())
+        return Told(total, zero, (student_EV.argmax(-1) == self.labels_E).sum() if metrics else zero)
 
-    @torch.no_grad()
-    def facts(self, logits_CV: Tensor, kd: Tensor | None, ce: Tensor | None, metrics: bool) -> Tensor:
-        """kd, ce, entropy, agree, hits [5]; the last three are 0 without `metrics`."""
-        zero = self.kd_weight_K.new_zeros(())
-        facts = [zero if kd is None else kd, zero if ce is None else ce, zero, zero, zero]
-        if metrics:
-            best_C = logits_CV.argmax(-1)
-            facts[4] = (best_C[len(best_C) - len(self.labels_E) :] == self.labels_E).sum()
-            if self.teacher is not None:
-                facts[2] = entropy(logits_CV[: len(self.kd_weight_K)]).sum()
-                facts[3] = (best_C[: len(self.kd_weight_K)] == self.teacher.top()).sum()
-        return torch.stack([each.to(zero.dtype) for each in facts])
+
+def facts(kd: Told | None, ce: Told | None, like: Tensor) -> Tensor:
+    """kd, ce, entropy, agree, hits [5], detached, of the kind of `like`."""
+    none = Told(*like.new_zeros(3))
+    kd, ce = kd or none, ce or none
+    told = (kd.total, ce.total, kd.entropy, kd.hits, ce.hits)
+    return torch.stack([each.detach().to(like) for each in told])
 
 
 def plan(

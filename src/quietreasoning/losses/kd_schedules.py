@@ -75,7 +75,7 @@ def adaptive_temperature(progress: float, start: float = 3.0, stop: float = 1.5)
 
 @torch.no_grad()
 def teacher_entropy(teacher: Teacher, *, chunk: int = 1024) -> Tensor:
-    """The teacher's entropy [N] at T = 1 in nats, `chunk` rows at a time.
+    """The teacher's own entropy [N] in nats, `chunk` rows at a time.
 
     A teacher of states runs its head for it once more than for the loss. ValueError where the teacher cannot
     tell it, or chunk < 1.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from quietreasoning.losses.kd import FLOOR, Divergence, apart, cooled, entropy, heat
+from quietreasoning.losses.kd import FLOOR, Divergence, cooled, entropy, heat, measure
 from quietreasoning.losses.rows import statistic
 
 TAILS = ("bucket", "zero", "renorm", "uniform")
@@ -20,30 +20,30 @@ TAILS = ("bucket", "zero", "renorm", "uniform")
 
 @dataclass(frozen=True, eq=False)
 class SparseTeacher:
-    """The K most likely ids [N, K] and their log-probabilities [N, K] over the whole vocabulary, at T = 1.
+    """The K most likely ids [N, K] and their log-probabilities [N, K] over the whole vocabulary.
 
     ids: each once a row; negative ones are padding, and what they hold is not read. Every row keeps at least
     one.
     tail: what becomes of the rest R, with p_R = 1 - sum of the kept p:
-        bucket   one more outcome: sum_S p log(p/q) + p_R log(p_R/q_R). Its gradient by a logit is q - p on S
-        and
-                 q (1 - p_R/q_R) elsewhere; for every divergence here it is a lower bound of the whole one.
-        zero     sum_S p log(p/q), the rest left out: the gradient is (1 - p_R) q - p, the optimum p / (1 -
-        p_R),
-                 so the student becomes over-confident. Forward KL alone.
+        bucket   one more outcome: sum_S p log(p/q) + p_R log(p_R/q_R). Its gradient by a logit is q - p on S,
+                 and q (1 - p_R/q_R) elsewhere; for every divergence here a lower bound of the whole one.
+        zero     sum_S p log(p/q), the rest left out: the gradient is (1 - p_R) q - p on S, the optimum
+                 p / (1 - p_R), so the student becomes over-confident. Forward KL alone.
         renorm   p / (1 - p_R) on S and 0 elsewhere; q stays what it is. Every divergence but reverse KL,
                  which is infinite there.
         uniform  p_R / (V - K) on each id of R; costs as much as all logits.
     vocabulary: how many ids the teacher has, so that a student with more is cut; None: the student's V. Kept
     ids that the student lacks are taken out, and p is divided by what remains, as with whole tables.
-    log_z: {T: [N]}, logsumexp over the whole vocabulary of log p / T. Without it no p at another T than 1 is
-    known, since the tail's share changes with T.
+    temperature: that of the log-probabilities. Kept ids alone say nothing of another, since the tail's share
+    changes with T, unless log_z does.
+    log_z: {T: [N]}, logsumexp over the whole vocabulary of log p / T, for log-probabilities at T = 1.
     """
 
     ids_NK: Tensor
     logp_NK: Tensor
     tail: str = "bucket"
     vocabulary: int | None = None
+    temperature: float = 1.0
     log_z: Mapping[float, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,6 +53,10 @@ class SparseTeacher:
             raise ValueError(
                 f"ids {tuple(self.ids_NK.shape)} and log-probabilities {tuple(self.logp_NK.shape)} "
                 "do not fit; give [N, K] twice, K at least 1"
+            )
+        if self.log_z and self.temperature != 1:
+            raise ValueError(
+                f"log_z belongs to log-probabilities at temperature 1, not {self.temperature}; drop one"
             )
         if self.vocabulary is not None and self.vocabulary < 1:
             raise ValueError(f"vocabulary={self.vocabulary} has no ids in common with any student")
@@ -65,7 +69,7 @@ class SparseTeacher:
         logp_NV = cooled(logits_NV.detach(), 1.0).log_softmax(-1)
         logp_NK, ids_NK = logp_NV.topk(kept, dim=-1)
         log_z = {each: (logp_NV / each).logsumexp(-1) for each in temperatures if each != 1}
-        return cls(ids_NK, logp_NK, tail, logits_NV.shape[-1], log_z)
+        return cls(ids_NK, logp_NK, tail, logits_NV.shape[-1], log_z=log_z)
 
     def __len__(self) -> int:
         return len(self.ids_NK)
@@ -76,8 +80,8 @@ class SparseTeacher:
                 "a sparse teacher knows p only at the temperatures it was stored for, "
                 "so it takes no temperature for each position"
             )
-        if choice.temperature != 1 and choice.temperature not in self.log_z:
-            known = ", ".join(str(each) for each in (1.0, *sorted(self.log_z)))
+        known = (self.temperature, *sorted(self.log_z))
+        if choice.temperature not in known:
             raise ValueError(
                 f"temperature={choice.temperature}, and this sparse teacher was stored for {known}; "
                 "give one of these, or store its log-sum-exp (log_z) for this one"
@@ -105,13 +109,13 @@ class SparseTeacher:
             teacher_NV = each_N[:, None].expand_as(student_NV)
             # the largest of what is written to one id: padding writes FLOOR
             teacher_NV = teacher_NV.scatter_reduce(1, ids_NK, logp_NK, "amax", include_self=False)
-            return apart(teacher_NV, student_NV, choice) * heat(choice, choice.temperature)
+            return measure(choice)(teacher_NV, student_NV) * heat(choice, choice.temperature)
         # S and the rest as one more outcome; the rest by its own logits, since 1 - sum q loses all its digits
         kept_NK = student_NV.gather(1, ids_NK).masked_fill(~inside_NK, FLOOR)
         other_N = student_NV.scatter(1, ids_NK, FLOOR).logsumexp(-1)
         tail_N = log_tail(log_kept_N) if self.tail == "bucket" else torch.full_like(log_kept_N, FLOOR)
-        apart_N = apart(
-            torch.cat([logp_NK, tail_N[:, None]], 1), torch.cat([kept_NK, other_N[:, None]], 1), choice
+        apart_N = measure(choice)(
+            torch.cat([logp_NK, tail_N[:, None]], 1), torch.cat([kept_NK, other_N[:, None]], 1)
         )
         if self.tail == "zero":  # sum_S p log(p/q), from the same with p made whole
             apart_N = log_kept_N.exp() * (apart_N + log_kept_N)
@@ -121,7 +125,7 @@ class SparseTeacher:
         """(ids, is it one, log p at T, how many ids are not kept [N]); padding repeats a kept id."""
         ids_NK, known_NK = self.ids_NK.long(), self.ids_NK >= 0
         logp_NK = statistic(self.logp_NK.detach()).to(student_NV.dtype)
-        if temperature != 1:
+        if temperature != self.temperature:
             logp_NK = logp_NK / temperature - self.log_z[temperature].to(logp_NK)[:, None]
         inside_NK = known_NK & (ids_NK < student_NV.shape[1])
         p_NK = logp_NK.exp()
@@ -141,7 +145,7 @@ class SparseTeacher:
         return self.ids_NK.gather(1, best_N1)[:, 0]
 
     def entropy(self) -> Tensor:
-        """Of the kept ids and one bucket for the rest: a lower bound."""
+        """At the temperature stored, of the kept ids and one bucket for the rest: a lower bound."""
         logp_NK = statistic(self.logp_NK.detach()).masked_fill(self.ids_NK < 0, FLOOR)
         tail_N = log_tail(logp_NK.logsumexp(-1))
         return entropy(torch.cat([logp_NK, tail_N[:, None]], 1))

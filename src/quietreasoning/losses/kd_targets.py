@@ -33,7 +33,7 @@ class Teacher(Protocol):
         """Its most likely id at each position [N]."""
 
     def entropy(self) -> Tensor:
-        """Its entropy at T = 1 [N], in nats, or ValueError."""
+        """Its entropy [N] in nats at the temperature it is stored at (logits: 1), or ValueError."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -133,6 +133,8 @@ def test_coverage_keeps_as_few_as_hold_it(tmp_path):
     before_N = (p_NK.cumsum(-1) < 0.8).sum(-1)  # so many do not hold it
     assert torch.equal(kept_N, (before_N + 1).clamp(max=8)) and kept_N.unique().numel() > 3
     assert torch.equal(taught.logps_NK == -torch.inf, taught.ids_NK < 0)
+    mass_N = p_NK.cumsum(-1).gather(1, kept_N[:, None] - 1)[:, 0]
+    torch.testing.assert_close(taught.tail_N, 1 - mass_N, rtol=4e-3, atol=1e-5)
     alone = cached.rows([rows()[9].key])
     width, here = alone.ids_NK.shape[1], slice(-rows()[9].positions, None)
     assert torch.equal(alone.ids_NK, taught.ids_NK[here, :width])

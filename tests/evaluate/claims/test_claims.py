@@ -17,7 +17,9 @@ EVIDENCE = (
     "but profit fell 3 %. "
     "The build did not pass on Windows. Alice beats Bob. Model A reaches an accuracy of 91.5 %. "
     "`load()` returns None when the file is missing. "
-    "Costs may rise next year. There were 12 wins and 21 losses."
+    "Costs may rise next year. There were 12 wins and 21 losses. "
+    "Ann won a prize in physics in 1903 and a prize in chemistry in 1911. Tickets cost $25. "
+    "Only tests on Linux passed. Some users complained. 3 of 12 servers crashed."
 )
 SOURCES = (Source("report", EVIDENCE),)
 YES, NO, UNKNOWN = "supported", "contradicted", "not found"
@@ -49,6 +51,14 @@ LABELLED = [
     ("Costs rise next year.", UNKNOWN),
     ("There were 21 wins and 12 losses.", NO),
     ("The moon is made of cheese.", UNKNOWN),
+    ("Tests on Linux passed.", UNKNOWN),
+    ("Ann won a prize in chemistry in 1911.", YES),
+    ("Ann won a prize in chemistry in 1903.", NO),
+    ("Tickets cost 25 dollars.", YES),
+    ("Users complained.", UNKNOWN),
+    ("Some users complained.", YES),
+    ("Servers crashed.", UNKNOWN),
+    ("3 of 12 servers crashed.", YES),
 ]
 
 
@@ -166,6 +176,17 @@ def test_the_order_of_evidence_decides_nothing(sources):
     )
 
 
+def test_variants_of_one_truth_do_not_outweigh_a_lie():
+    lie = "Paris has 21 million people."
+    variants = "Revenue rose. Revenue rose 12 %. Revenue rose in 2024. Revenue rose 12 % in 2024."
+    plain = reward(f"Revenue rose 12 % in 2024. {GOLD} {lie}")
+    assert reward(f"{variants} {GOLD} {lie}") == plain < 0.75
+    false = reward(f"{GOLD} {lie}")
+    assert reward(f"{GOLD} {lie} {lie} {lie}") == false > 0
+    report = ClaimScorer().examine(variants, SOURCES)
+    assert [one.repeats for one in report.judged] == [True, True, True, False]
+
+
 def test_another_judge_may_stand_in():
     class Credulous:
         def judge(self, claim, sources):
@@ -180,6 +201,10 @@ def test_lifted_sentences_are_not_own():
     own = own_words(text, prompt)
     assert len(own) == len(text) and own.strip() == "Alice has 3 apples in all."
     assert own_words(text, prompt, [prompt]) == text
+    assert (
+        ClaimScorer(judge=RuleJudge()).examine(f"{GOLD} {EVIDENCE}", SOURCES, GOLD, "Ask this.").recall == 1
+    )
+    assert not ClaimScorer().examine(prompt, (Source("e", "Alice has."),), None, prompt).judged
     assert own_words("The apples that Alice has in all are 3.", prompt) != ""
 
 

@@ -239,12 +239,17 @@ def test_facts_are_checked(facts):
         ("42", True),
         ("42.", True),
         ("The answer is 42.", True),
-        ("It is not 7: the answer is 42.", False),  # read as one statement, so the denial counts against it
+        ("It is not 7: the answer is 42.", False),  # one statement, so its denial counts
         ("The answer is not 42.", False),
         ("The answer may be 42.", False),
         ("The answer is 42. The answer is 43.", False),
         ("The answer is 42. The answer is not 43.", True),
         ("7 12 42 99 answer", False),
+        ("The answer is 42 and 43.", False),
+        ("The answers are 41, 42.", False),
+        ("The answer is 41/42.", False),
+        ("In 2024, 42 people came.", True),
+        ("The answer is 42, as Ann said.", True),
         ("The answer is 42.5.", False),
     ],
 )
@@ -294,7 +299,7 @@ rules:
 
 
 @given(text=texts, prompt=texts, reference=st.none() | texts)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_text_scores_within_bounds_and_marks_lie_inside(text, prompt, reference):
     context = Context(prompt=prompt, sources=WIKI, reference=reference)
     score = EVERY.score(text, context)

@@ -89,6 +89,8 @@ class RuleJudge:
             return self._against(said, known, share, "evidence says the opposite")
         if turned == NOT_FOUND or share < self.enough:
             return NOT_FOUND, share, "evidence says only part of it"
+        if known.restricted - said.restricted:
+            return NOT_FOUND, share, "evidence says it of a part, or with an exception"
         if said.hedged != known.hedged:
             why = "it hedges what evidence says outright" if said.hedged else "evidence itself hedges"
             return NOT_FOUND, share, why
@@ -104,12 +106,12 @@ class RuleJudge:
 _ORDER = {SUPPORTED: 0, CONTRADICTED: 1, NOT_FOUND: 2}
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _pieces(text: str) -> tuple[Claim, ...]:
     return pieces_of(text)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _index(text: str) -> dict[str, tuple[int, ...]]:
     """Word -> clauses of the evidence that hold it; "" lists those with numbers."""
     found: dict[str, list[int]] = {}
@@ -130,6 +132,10 @@ def _numbers(said: Meaning, known: Meaning) -> Verdict:
     units = {quantity.unit for quantity in known.quantities}
     values = {quantity.value for quantity in known.quantities}
     verdict: Verdict = SUPPORTED
+    for word, (value, unit) in said.anchors:  # "in physics in 1903 and in chemistry in 1911"
+        same = {q.value for other, q in known.anchors if other == word and q.unit == unit}
+        if same and value not in same:
+            return CONTRADICTED
     for quantity in said.quantities:
         if quantity in known.quantities or (quantity.value in values and quantity.unit not in units - {""}):
             continue

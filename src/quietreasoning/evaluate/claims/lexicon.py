@@ -27,6 +27,7 @@ VERBS = AUXILIARIES | frozenset(
     passes fails works crashes compiles builds built deploys fixes breaks broke adds removes needs requires
     reaches scores beats wins won loses lost leads led lies stands sits lives lived became becomes begins
     began starts ends ended ships supports causes caused cost costs sells sold buys bought eats ate met
+    pays pay charges
     found finds keeps kept left leaves came comes went goes knows knew means meant weighs measures lasts
     know think believe use need run take return contain include show have equal pass fail work say reach
     exceeds exceed remains remain orbits flows borders boils freezes matches match outperforms
@@ -51,6 +52,12 @@ HEDGES = frozenset(
     potentially conceivably seems seem seemed appears appear appeared suspect guess believe think suppose
     or either if unless would should""".split()
 )  # `may` is one too, unless it is the month
+
+# evidence that says one of these says less than the same sentence without it
+RESTRICTIONS = frozenset(
+    """only some few most several part partly partially almost nearly half mostly sometimes rarely
+    occasionally hardly barely seldom usually often except excluding""".split()
+)
 
 # a pair speaks of one thing in two directions: (more, less)
 OPPOSITES = (
@@ -90,3 +97,4 @@ NUMBER_WORDS = {
     if word != "."
 }  # not "one", which is mostly a pronoun
 SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+UNITS = {"%": "%", "dollar": "$", "dollars": "$", "euro": "€", "euros": "€"}

@@ -19,8 +19,10 @@ from quietreasoning.evaluate.claims.lexicon import (
     NUMBER_WORDS,
     OPPOSITES,
     PLURAL_VERBS,
+    RESTRICTIONS,
     SCALES,
     STOPWORDS,
+    UNITS,
     VERBS,
 )
 
@@ -33,11 +35,13 @@ TOKEN = re.compile(
 )
 MAX_DIGITS = 60
 _ANY_VERB = VERBS | PLURAL_VERBS
+_OBJECTS = frozenset("the a an about its their his her no all any each every both up out".split())
 _AFTER_VERBS = FUNCTION_WORDS - {"of", "and", "or"}
 _MAY = re.compile(r"\bmay\b")
 _FAILED_TO = re.compile(r"\b(?:fails?|failed|failing)\s+to\b", re.I)
 _NOT_ONLY = re.compile(r"\bnot only\b", re.I)
 _PER_CENT = re.compile(r"\bper\s?cent\b", re.I)
+_SHARE = re.compile(r"(?:%|\bper\s?cent|\bone) of\b|\b\w{1,20} (?:out )?of (?:the |all |its )?\d", re.I)
 _COMPARED = re.compile(r"\bthan\b|\b(?:north|south|east|west|before|after|above|below|ahead|behind)\b", re.I)
 
 
@@ -53,7 +57,8 @@ class Meaning:
     """words: stems in order, without function words and numbers; opposites share a stem.
 
     subject, rest: those before and after the verb. names: words that must not be missing (capitalised, or
-    code). directions: stem -> +1 or -1 for words with an opposite.
+    code). anchors: numbers with the word before. directions: stem -> +1 or -1 for words with an opposite.
+    restricted: "only", "some", "3 of 12" and the like, by which a sentence says less than without them.
     """
 
     words: tuple[str, ...]
@@ -61,7 +66,9 @@ class Meaning:
     rest: frozenset[str]
     names: frozenset[str]
     quantities: frozenset[Quantity]
+    anchors: frozenset[tuple[str, Quantity]]
     directions: frozenset[tuple[str, int]]
+    restricted: frozenset[str]
     negated: bool
     hedged: bool
     copula: bool
@@ -108,7 +115,7 @@ def meaning(text: str) -> Meaning:
     # inside a sentence `None` is a value of code and denies nothing
     lowered = ["`none`" if n and token[0] == "None" else token[0].lower() for n, token in enumerate(tokens)]
     verb = find_verb(lowered)
-    words, quantities, names, directions = [], [], set(), set()
+    words, quantities, names, directions, anchors = [], [], set(), set(), set()
     before: set[str] = set()
     skip = -1
     for index, token in enumerate(tokens):
@@ -118,6 +125,7 @@ def meaning(text: str) -> Meaning:
         if value is not None:
             scaled, unit, skip = _scaled(value, token, lowered, index)
             quantities.append(Quantity(scaled, unit))
+            anchors |= {(words[-1], quantities[-1])} if words else set()
             continue
         if index <= skip or word in STOPWORDS or word in NEGATIONS or word in HEDGES or word == "%":
             continue
@@ -130,9 +138,11 @@ def meaning(text: str) -> Meaning:
             names.add(base)
         if verb is not None and index < verb:
             before.add(base)
+    restricted = RESTRICTIONS.intersection(lowered) | ({"share"} if _SHARE.search(text) else set())
     return Meaning(
         tuple(words), frozenset(before), frozenset(words) - before, frozenset(names), frozenset(quantities),
-        frozenset(directions), sum(word in NEGATIONS for word in lowered) % 2 == 1, hedged,
+        frozenset(anchors), frozenset(directions), frozenset(restricted),
+        sum(word in NEGATIONS for word in lowered) % 2 == 1, hedged,
         verb is not None and lowered[verb] in COPULAS, bool(_COMPARED.search(text)),
     )  # fmt: skip
 
@@ -157,6 +167,13 @@ def find_verb(lowered: list[str]) -> int | None:
     return None
 
 
+def opens_with_verb(lowered: list[str]) -> bool:
+    """Whether a clause goes on with a verb of its own: "and carries about 90 cars"."""
+    word, after = (*lowered, "", "")[:2]
+    regular = len(word) > 4 and word.isalpha() and word.endswith(("s", "ed"))
+    return word in VERBS or (regular and (after in _OBJECTS or after[:1].isdigit()))
+
+
 def _value(token: re.Match[str], word: str) -> Fraction | None:
     if token["number"] is None:
         return Fraction(NUMBER_WORDS[word]) if word in NUMBER_WORDS else None
@@ -175,6 +192,6 @@ def _scaled(
     if token["number"] is not None and (token["currency"] or token["unit"]):
         return value, token["currency"] or token["unit"].lower(), index
     after = lowered[index + 1] if index + 1 < len(lowered) else ""
-    if after == "%":
-        return value, "%", index + 1
+    if after in UNITS:
+        return value, UNITS[after], index + 1
     return value, stem(after) if after.isalpha() and after not in FUNCTION_WORDS else "", index

@@ -88,11 +88,7 @@ class ClaimScorer:
         """reference: what should be said; without one, all that the evidence says. prompt: what was asked;
         sentences lifted from it are not the text's own."""
         own = own_words(text, prompt, (source.text for source in sources))
-        judged, seen = [], set()
-        for claim in self._claims(own):
-            key = claim.meaning.key
-            judged.append(Judged(claim, self.judge.judge(claim, sources), key in seen))
-            seen.add(key)
+        judged = self._without_repeats([(c, self.judge.judge(c, sources)) for c in self._claims(own)])
         asked = self._reference(sources, reference)
         said = [Source(f"{n:06}", one.claim.statement) for n, one in enumerate(_supported(judged))]
         missed = tuple(claim for claim in asked if self.judge.judge(claim, said).verdict != SUPPORTED)
@@ -103,6 +99,21 @@ class ClaimScorer:
     ) -> float:
         """Within [0, 1]; 0 for a text that claims nothing."""
         return self.examine(text, sources, reference, prompt).reward
+
+    def _without_repeats(self, ruled: Sequence[tuple[Claim, Ruling]]) -> list[Judged]:
+        """Marks what was said before, and of supported claims what follows from a fuller one: variants of one
+        truth must not outweigh a lie."""
+        seen: set[object] = set()
+        kept: list[Source] = []
+        repeats: dict[int, bool] = {}
+        for index in sorted(range(len(ruled)), key=lambda n: (-_size(ruled[n][0]), n)):
+            claim, ruling = ruled[index]
+            repeats[index] = claim.meaning.key in seen
+            seen.add(claim.meaning.key)
+            if ruling.verdict == SUPPORTED and not repeats[index]:
+                repeats[index] = bool(kept) and self.judge.judge(claim, kept).verdict == SUPPORTED
+                kept += [] if repeats[index] else [Source(f"{index:06}", claim.statement)]
+        return [Judged(claim, ruling, repeats[n]) for n, (claim, ruling) in enumerate(ruled)]
 
     def _claims(self, text: str) -> Iterable[Claim]:
         return (claim for claim in claims_of(text) if claim.category in self.categories)
@@ -136,6 +147,11 @@ def agreement(judge: Judge, cases: Iterable[tuple[str, str, Verdict]]) -> tuple[
         rulings = {judge.judge(claim, (Source("evidence", evidence),)).verdict for claim in claims}
         agreed += rulings == {verdict}
     return agreed, n
+
+
+def _size(claim: Claim) -> int:
+    """How much it says."""
+    return len(claim.meaning.words) + len(claim.meaning.quantities)
 
 
 def _supported(judged: Iterable[Judged]) -> list[Judged]:

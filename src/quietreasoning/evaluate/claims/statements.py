@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from quietreasoning.evaluate.claims.lexicon import FUNCTION_WORDS, VERBS
-from quietreasoning.evaluate.claims.meaning import TOKEN, Meaning, find_verb, meaning
+from quietreasoning.evaluate.claims.lexicon import AUXILIARIES, FUNCTION_WORDS, VERBS
+from quietreasoning.evaluate.claims.meaning import TOKEN, Meaning, find_verb, meaning, opens_with_verb
 
 Category = Literal["status", "quantity", "benchmark", "superlative", "code fact"]
 CATEGORIES: tuple[Category, ...] = ("status", "quantity", "benchmark", "superlative", "code fact")
@@ -150,7 +150,7 @@ def _clauses(text: str) -> Iterator[tuple[int, Claim]]:
             tokens = list(TOKEN.finditer(statement))
             lowered = [token[0].lower() for token in tokens]
             verb = find_verb(lowered)
-            if subject and verb is not None and (verb == 0 and first > start):
+            if subject and first > start and opens_with_verb(lowered):
                 statement = f"{subject} {statement}"
             elif subject and verb == 1 and lowered[0] in _PRONOUNS:
                 statement = f"{subject} {statement[tokens[1].start() :]}"
@@ -181,7 +181,7 @@ def _lowered(text: str) -> list[str]:
 def _states(text: str, claim: Claim) -> bool:
     lowered = _lowered(claim.statement)
     verb = find_verb(lowered)
-    if verb is None or verb == 0 or len(lowered) < 3 or len(lowered) > 200:
+    if verb is None or verb == 0 or len(lowered) > 200 or (len(lowered) == 2 and lowered[1] in AUXILIARIES):
         return False
     if (
         claim.text.rstrip("\"')*] ").endswith("?")

@@ -18,6 +18,8 @@ from quietreasoning.evaluate.rules.json_schema import check_pattern
 from quietreasoning.evaluate.sandbox import Limits, run
 from quietreasoning.evaluate.scorers import normalise, strip_fence
 
+_NUMBER = re.compile(r"[$€£]?-?\d[\d.,]*\d?(?:\s?%)?")
+_DATES = frozenset("in on by since until from at for during of".split())
 Part = tuple[bool, Mark | None]
 
 
@@ -124,11 +126,27 @@ def _stated(one: str, text: str, claims: tuple[Claim, ...]) -> Part:
             why = f"{one!r:.60} is said with a doubt"
         elif sum(word in NEGATIONS for word in re.findall(r"[\w']+", around.lower())) % 2:
             why = f"{one!r:.60} is denied"
+        elif _listed(claim.text, hit):
+            why = f"{one!r:.60} is one of several answers"
         elif (rival := _rival(claim, hit, claims)) is not None:
             place, why = (rival.start, rival.end), f"another answer stands beside {one!r:.60}"
         else:
             return True, None
     return False, Mark(*place, why)
+
+
+def _listed(text: str, hit: re.Match[str]) -> bool:
+    """Another number of its kind right beside it: "42 and 43", "41, 42"; not "in 2024, 42 came"."""
+    if not _NUMBER.match(hit[0]):
+        return False
+    share = hit[0].endswith("%")
+    after = re.match(rf"\s*(?:,|/|&|\band\b)\s*(?:and\s+)?({_NUMBER.pattern})", text[hit.end() :])
+    before = re.search(
+        rf"(\w*)\s*(?<!\w)({_NUMBER.pattern})\s*(?:,|/|&|\band)\s*$", text[: hit.start()][-60:]
+    )
+    if after is not None and after[1].endswith("%") == share:
+        return True
+    return before is not None and before[2].endswith("%") == share and before[1].lower() not in _DATES
 
 
 def _rival(claim: Claim, hit: re.Match[str], claims: tuple[Claim, ...]) -> Claim | None:

@@ -57,7 +57,7 @@ SECRETS: dict[str, re.Pattern[str]] = {
     "GitHub token": re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{30,255}|github_pat_\w{30,255})\b"),
     "Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,64}\b"),
     "API key": re.compile(r"\b(?:sk-[A-Za-z0-9_-]{20,200}|AIza[\w-]{35}|xox[abprs]-[A-Za-z0-9-]{10,200})"),
-    "web token": re.compile(r"\beyJ[\w-]{10,4000}\.eyJ[\w-]{10,4000}\.[\w-]{10,4000}"),
+    "web token": re.compile(r"\beyJ[\w-]{10,2000}\.eyJ[\w-]{10,2000}\.[\w-]{10,2000}"),
     "password": re.compile(
         r"\b(?:password|passwd|api[_-]?key|secret[_-]?key|access[_-]?token)[\"']?\s{0,3}[=:]\s{0,3}[\"']?"
         r"(?=[^\s\"']{0,60}\d)[^\s\"'<>{}$*,;]{8,200}",

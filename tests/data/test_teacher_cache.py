@@ -2,7 +2,7 @@
 
 import json
 import math
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def teach(keep, batch, limit=math.inf, told=None):
     ]
 
 
-def fill(folder, keep=FIVE, rank=0, ranks=1, limit=math.inf, size=3):
+def fill(folder, keep=FIVE, rank=0, ranks=1, limit=math.inf, size=3, stop=None):
     """The folder with all rows in it, or those before `limit`."""
     told = []
     with writing(folder, rank, ranks):
@@ -77,7 +77,8 @@ def fill(folder, keep=FIVE, rank=0, ranks=1, limit=math.inf, size=3):
         settings = settle(
             folder, settings | {"data": data, "rows_per_shard": size}, {"teacher": {}}, rank, ranks
         )
-        work = Work(folder, settings, lambda batch: teach(keep, batch, limit, told), StopFlag(), rank, ranks)
+        reader = partial(teach, keep, limit=limit, told=told)
+        work = Work(folder, settings, reader, stop or StopFlag(), rank, ranks)
         work.through(rows(), batch_size=2)
     return folder
 
@@ -290,6 +291,17 @@ def test_an_interrupted_capture_goes_on_to_the_same_bytes(whole, tmp_path, limit
         read(tmp_path)
     fill(tmp_path)
     assert contents(tmp_path) == contents(whole)
+
+
+def test_a_stop_ends_before_the_next_batch_and_keeps_what_is_closed(tmp_path):
+    class Asked(StopFlag):
+        def check(self):
+            self.requested = len(shards(tmp_path)) == 2
+            super().check()
+
+    with pytest.raises(SystemExit) as stopped:
+        fill(tmp_path, stop=Asked())
+    assert stopped.value.code == 75 and len(shards(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,11 @@ CASES: dict[str, tuple[str, dict]] = {
     "thoughts": ("thoughts", THOUGHTS),
     "thoughts-bound": ("thoughts", THOUGHTS | {"objective": "bound", "visible": True, "sampled": True}),
     "thoughts-text": ("thoughts", THOUGHTS | {"baseline": "plain", "weights": {"text": 0, "kl": 0.3}}),
+    "distill": ("distill", {"teacher": "a folder", "chunk": 5, "divergence": {"temperature": 2}}),
+    "distill-jsd": (
+        "distill",
+        {"teacher": "a folder", "divergence": {"beta": 0.3}, "weights": {"kd": 1, "answer": 0}},
+    ),
     "reasoner": ("reasoner", {"width": 16, "supervision_steps": 3, "cells": 8}),
     "reasoner-attention": (
         "reasoner",
@@ -229,7 +234,7 @@ def teacher() -> dict:
 def make(case: str, backbone: Backbone | None = None) -> Method:
     """The method of a case; the backbone is a fresh one unless given."""
     name, settings = CASES[case]
-    settings = settings | ({"teacher": teacher()} if case == "workspace-teacher" else {})
+    settings = settings | ({"teacher": teacher()} if settings.get("teacher") == "a folder" else {})
     backbone = backbone or backbone_for(case)
     torch.manual_seed(1)
     markers = replace(MARKERS, rationale=(3, 36)) if "rationale" in settings.get("weights", {}) else MARKERS

@@ -24,11 +24,13 @@ from quietreasoning.contract import CONTROLS, IGNORE, Batch, Markers, Role
 
 ROWS = [0, 1, 2, 4, 5]
 WRITES_CHAIN = [
-    case for case, (name, s) in CASES.items() if name in ("cot", "bake", "thoughts") or "visible_from" in s
+    case
+    for case, (name, s) in CASES.items()
+    if name in ("cot", "bake", "thoughts", "distill") or "visible_from" in s
 ]
 APART = (*WORKSPACE, *GRIDS)  # whose thoughts stand at no position of the backbone
 IN_TOKENS = [case for case in CASES if case not in APART]
-SILENT = ("plain", "bake", "bake-pursuit")
+SILENT = ("plain", "bake", "bake-pursuit", "distill", "distill-jsd")
 OWN = [case for case in IN_TOKENS if case.startswith("thoughts")]  # tests/methods/test_thoughts.py
 THINKS = [
     case for case in IN_TOKENS if case not in (*SILENT, *OWN) and not case.endswith(("-none", "-start"))

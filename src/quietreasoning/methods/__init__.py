@@ -5,6 +5,7 @@ from quietreasoning.methods.bake import Bake
 from quietreasoning.methods.compressor import StateCompressor
 from quietreasoning.methods.continuous import Continuous
 from quietreasoning.methods.cot import ChainOfThought
+from quietreasoning.methods.distill import Distill
 from quietreasoning.methods.lm import LanguageModel
 from quietreasoning.methods.pause import Pause
 from quietreasoning.methods.plain import Plain
@@ -27,4 +28,5 @@ METHODS: dict[str, type[Method]] = {
     "lm": LanguageModel,
     "bake": Bake,
     "thoughts": Thinker,
+    "distill": Distill,
 }

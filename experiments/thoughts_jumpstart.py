@@ -82,7 +82,7 @@ def first_below(loss_S: np.ndarray, level: float) -> int | None:
     return int(below[0]) + WINDOW if len(below) else None
 
 
-def start(resolved: Resolved) -> dict[str, float]:
+def start(resolved: Resolved) -> dict[str, float | None]:
     """Before the first step: the reward, and the trace of the policy gradient's covariance over draws of
     thoughts for one batch, over the square of its mean (both without bias)."""
     method, builder = fresh(resolved)
@@ -100,7 +100,8 @@ def start(resolved: Resolved) -> dict[str, float]:
     gradient_RP = torch.stack(gradients)
     spread = float(gradient_RP.var(0).sum())
     square = float(gradient_RP.mean(0).square().sum()) - spread / DRAWS
-    return {"reward": float(np.mean(rewards)), "gradient noise": spread / max(square, 1e-30)}
+    noise = spread / square if square > 0 else None  # the mean is lost in the noise of so few draws
+    return {"reward": float(np.mean(rewards)), "gradient noise": noise}
 
 
 def asked(name: str, resolved: Resolved, n: int) -> dict:

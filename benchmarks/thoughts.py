@@ -4,7 +4,7 @@ The twin does what the method reads like: at each anchor, for each thought, it r
 the thought so far, draws a token, and so on; then it reads text, thought and the true tokens once more with a
 gradient. It draws the same tokens and must find the same log-probabilities. `cached` keeps the prefix's keys
 and values while it draws. Then all positions of a text in one pass, as the published loop thinks, beside 16
-anchors: seconds, FLOPs and the size of attention's mask and scores. Then the latency of one word after 4
+anchors: seconds, FLOPs and peak memory (each in a process of its own). Then the latency of one word after 4
 thoughts of 10 tokens, by phase. One thread, in turns, CPU seconds.
 
 Fails below ten times the twin's speed at 256 tokens, 32 anchors, 2 thoughts of 12.
@@ -12,7 +12,9 @@ Fails below ten times the twin's speed at 256 tokens, 32 anchors, 2 thoughts of 
 
 from __future__ import annotations
 
+import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -164,11 +166,25 @@ def against_positions(rounds: int) -> float:
     return statistics.median(twins["cached"]) / statistics.median(own)
 
 
+def everywhere(anchors: int) -> Thinker:
+    return built(2, 128, 4, anchors=anchors, thoughts=2, floor=12, cap=12, least=12, talk=4, spacing=1)
+
+
+def peak(anchors: int, length: int) -> None:
+    """MiB that one packed pass adds to the most this process ever held."""
+    torch.set_num_threads(1)
+    method, batch = everywhere(anchors), batch_of(1, length)
+    read_prompt(method.backbone, batch.prompt_BP)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    packed(method, batch, text_of(batch, MARKERS, visible=False))
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
 def against_all_positions(rounds: int, length: int = 128) -> None:
     batch = batch_of(1, length)
     found = {}
     for name, anchors in (("16 anchors", 16), ("all positions", length - 1)):
-        method = built(2, 128, 4, anchors=anchors, thoughts=2, floor=12, cap=12, least=12, talk=4, spacing=1)
+        method = everywhere(anchors)
         text = text_of(batch, MARKERS, visible=False)
         spent = [
             seconds(lambda m=method: packed(m, batch, text_of(batch, MARKERS, visible=False)))
@@ -176,14 +192,15 @@ def against_all_positions(rounds: int, length: int = 128) -> None:
         ]
         flops = flops_of(method, batch, text)
         columns = length + anchors * 2 * (12 + 4 + 1)
-        found[name] = (statistics.median(spent), flops)
+        words = [sys.executable, __file__, "peak", str(anchors), str(length)]
+        held = float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+        found[name] = (statistics.median(spent), flops, held)
         print(
-            f"{length} tokens, {name}: {shown(spent)}, {flops / 1e9:.1f} GFLOP, "
-            f"{columns} columns, "
-            f"mask {columns**2 / 2**20:.1f} MiB, scores {4 * 4 * columns**2 / 2**20:.0f} MiB a layer"
+            f"{length} tokens, {name}: {shown(spent)}, {flops / 1e9:.1f} GFLOP, {columns} columns, "
+            f"peak {held:.0f} MiB"
         )
-    few, every = found.values()
-    print(f"  all positions take {every[0] / few[0]:.1f} x the time and {every[1] / few[1]:.1f} x the FLOPs")
+    times, flops, held = (every / few for few, every in zip(*found.values(), strict=True))
+    print(f"  all positions take {times:.1f} x the time, {flops:.1f} x the FLOPs, {held:.1f} x the memory")
 
 
 def flops_of(method: Thinker, batch: Batch, text: Text) -> int:
@@ -196,10 +213,12 @@ def flops_of(method: Thinker, batch: Batch, text: Text) -> int:
     return drawing.get_total_flops() + 3 * learning.get_total_flops()
 
 
-def latency(rounds: int, layers: int, width: int, heads: int) -> None:
+def latency(rounds: int, layers: int, width: int, heads: int, room: int = 0, compiled: bool = False) -> None:
     """One word after 4 thoughts of 10 tokens behind 128 tokens, with everything computed anew."""
     method = built(layers, width, heads, thoughts=4, floor=10, cap=10, least=10, talk=4, sampled=True)
     prompt_BP = batch_of(1, 128).prompt_BP
+    if compiled:
+        method.backbone.model.base_model.compile(dynamic=False)
     phases: dict[str, list[float]] = {"prefix": [], "thoughts": [], "markers and mixing": []}
 
     @torch.no_grad()
@@ -208,7 +227,7 @@ def latency(rounds: int, layers: int, width: int, heads: int) -> None:
         states = read_prompt(method.backbone, prompt_BP)
         marks.append(time.perf_counter())
         branches = Branches(
-            method.backbone, states.past, torch.tensor([[127]]), 4, method.law, method.markers_2D
+            method.backbone, states.past, torch.tensor([[127]]), 4, method.law, method.markers_2D, room
         )
         uniforms = keyed_uniforms(
             torch.tensor([7])[:, None, None, None], torch.arange(4)[:, None], torch.arange(10)
@@ -231,10 +250,11 @@ def latency(rounds: int, layers: int, width: int, heads: int) -> None:
         f"{name} {100 * statistics.median(own[1:]) / total:.0f} %" for name, own in phases.items()
     )
     parameters = sum(p.numel() for p in method.backbone.parameters()) / 1e6
+    how = ("room made beforehand" if room else "a growing cache") + ", compiled" * compiled
+    p50, p95 = spent[len(spent) // 2], spent[min(len(spent) - 1, round(0.95 * len(spent)))]
     print(
         f"one word after 4 thoughts of 10 tokens, {parameters:.1f}M parameters, prompt of 128, batch 1, "
-        f"fp32, wall time: p50 {spent[len(spent) // 2]:.0f} ms, "
-        f"p95 {spent[min(len(spent) - 1, round(0.95 * len(spent)))]:.0f} ms; {shares}"
+        f"fp32, {how}, wall time: p50 {p50:.0f} ms, p95 {p95:.0f} ms; {shares}"
     )
 
 
@@ -249,10 +269,14 @@ def main(rounds: int) -> None:
     )
     ratio = against_positions(rounds)
     against_all_positions(max(1, rounds // 3))
-    latency(rounds * 3, 2, 128, 4)
+    for room, compiled in ((0, False), (13, False), (13, True)):
+        latency(rounds * 3, 2, 128, 4, room, compiled)
     latency(rounds, 12, 768, 12)
     assert ratio >= BOUND, f"packed is {ratio:.1f} x as fast as the cached twin, less than {BOUND}"
 
 
 if __name__ == "__main__":
-    main(*([int(word) for word in sys.argv[1:]] or [9]))
+    if sys.argv[1:2] == ["peak"]:
+        peak(*map(int, sys.argv[2:]))
+    else:
+        main(*([int(word) for word in sys.argv[1:]] or [9]))

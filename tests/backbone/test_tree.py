@@ -148,10 +148,12 @@ def test_text_reads_the_same_with_thoughts_beside_it(name):
 
 
 @torch.no_grad()
-def drawn(backbone, ids_BT, anchor_BK=ANCHORS, group=3, keys=(11, 22, 33), greedy=False, markers_2D=None):
+def drawn(
+    backbone, ids_BT, anchor_BK=ANCHORS, group=3, keys=(11, 22, 33), greedy=False, markers_2D=None, room=0
+):
     past = backbone(ids_BT, role_of(ids_BT, Role.PROMPT), keep=True).past
     before = [layer.keys.clone() for layer in past.cache.layers]
-    branches = Branches(backbone, past, anchor_BK, group, LAW, markers_2D)
+    branches = Branches(backbone, past, anchor_BK, group, LAW, markers_2D, room)
     at_BK = (ids_BT != IGNORE).cumsum(1).gather(1, anchor_BK.clamp(min=0)) - 1
     key_B111 = torch.tensor(keys)[:, None, None, None]
     steps_L = torch.arange(STEPS)
@@ -161,6 +163,28 @@ def drawn(backbone, ids_BT, anchor_BK=ANCHORS, group=3, keys=(11, 22, 33), greed
     for layer, keys_were in zip(past.cache.layers, before, strict=True):
         assert layer.keys.shape == keys_were.shape and torch.equal(layer.keys, keys_were)
     return thoughts, branches, caps_BK
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_room_made_beforehand_changes_nothing_and_no_shape(name):
+    backbone, ids_BT = backbone_of(name), texts()
+    room = STEPS + 4  # start, a thought, its last token, end, one token that is emitted
+    (grown_, one, _), (fixed, other, _) = (drawn(backbone, ids_BT, room=r) for r in (0, room))
+    assert torch.equal(grown_.ids_BKGL, fixed.ids_BKGL)
+    torch.testing.assert_close(grown_.logp_BKGL, fixed.logp_BKGL, rtol=0, atol=1e-12)
+    layer = other.past.cache.layers[0]
+    kept = layer.keys.shape, layer.keys.data_ptr(), other.seen_BNS.shape
+    exists_BKG = (ANCHORS >= 0)[..., None].expand_as(grown_.ended_BKG)
+    closed = [branches.close(grown_)[exists_BKG] for branches in (one, other)]
+    torch.testing.assert_close(*closed, rtol=0, atol=1e-12)
+    emitted_BN = torch.full_like(one.next_BN, 7)
+    said = [branches.step(emitted_BN)[exists_BKG.flatten(1)] for branches in (one, other)]
+    torch.testing.assert_close(*said, rtol=0, atol=1e-12)
+    assert kept == (layer.keys.shape, layer.keys.data_ptr(), other.seen_BNS.shape)
+    with pytest.raises(ValueError, match=f"room={room}"):
+        for _ in range(room):
+            other.step(emitted_BN)
 
 
 def test_drawn_thoughts_keep_the_law():

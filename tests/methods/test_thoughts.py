@@ -188,3 +188,15 @@ def test_refusals_name_the_cure():
     with pytest.raises(ValueError, match="nothing would be learned"):
         ThinkerConfig(weights={"text": 0, "mix": 0, "policy": 0})
     assert replace(MARKERS, thinking=(36, 35)).thinking
+
+
+@pytest.mark.parametrize("control", [None, "shuffle", "noise", "filler"])
+def test_room_made_beforehand_writes_the_same(method, control):
+    prompt_BP = batch_of(ROWS).prompt_BP
+    found = []
+    for static in (False, True):
+        made = Thinker(method.backbone, method.config.model_copy(update={"static": static}), method.markers)
+        made.load_state_dict(method.state_dict())
+        made.double().eval()
+        found.append(made.generate(prompt_BP, max_new_tokens=6, control=control))
+    assert found[0].tokens == found[1].tokens and found[0].passes == found[1].passes

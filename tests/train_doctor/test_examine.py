@@ -49,8 +49,18 @@ def test_shipped_methods_are_healthy(name, settings, backbone, markers, batch):
 
 def test_every_method_is_examined():
     # need a backbone, a tokenizer or an instruction of their own: test_recipe_health.py
-    elsewhere = {"workspace", "reasoner", "bake", "thoughts"}
+    elsewhere = {"workspace", "reasoner", "bake", "thoughts", "distill"}  # the last one below
     assert {name for name, _ in VARIANTS} | elsewhere == set(METHODS)
+
+
+def test_a_student_is_healthy(backbone, markers, batch, tmp_path):
+    torch.manual_seed(3)
+    shape = GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=64, eos_token_id=39)
+    AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path)
+    settings = {"teacher": {"path": str(tmp_path)}, "divergence": {"beta": 0.5}, "chunk": 7}
+    diagnosis = examine(METHODS["distill"](backbone, METHODS["distill"].Config(**settings), markers), batch)
+    assert diagnosis.healthy, [str(finding) for finding in diagnosis.findings]
+    assert {term.name for term in diagnosis.terms} == {"kd", "answer"}
 
 
 @pytest.mark.parametrize("tune", ["lora", "frozen"])

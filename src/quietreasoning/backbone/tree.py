@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from quietreasoning.backbone.model import Backbone, Past, States, role_of
+from quietreasoning.backbone.room import with_room
 from quietreasoning.backbone.sampling import draw
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Role
@@ -50,17 +52,26 @@ class Branches:
         group: int,
         law: ThoughtLaw,
         markers_2D: Tensor | None = None,
+        room: int = 0,
     ):
-        """past: the texts, read with keep=True; anchors are its columns. UserError as for `read_tree`."""
+        """past: the texts, read with keep=True; anchors are its columns. UserError as for `read_tree`.
+
+        room: at most so many steps will follow, and every step has the same shapes, which can be compiled; 0:
+        the cache grows.
+        """
         backbone.refuse_own_mask()
         self.backbone, self.law, self.markers_2D = backbone, law, markers_2D
         self.shape = (*anchor_BK.shape, group)
-        self.past = past.fork()
         anchor_BN = anchor_BK.repeat_interleave(group, 1)
         self.exists_BN = anchor_BN >= 0
         column_S = torch.arange(past.valid_BS.shape[1], device=anchor_BK.device)
         self.seen_BNS = (column_S <= anchor_BN[..., None]) & past.valid_BS[:, None]
         self.next_BN = self.seen_BNS.sum(2)  # position of the next token
+        self.room, self.used = room, len(column_S)
+        self.past = past.fork()
+        if room:
+            self.past = with_room(past, room * anchor_BN.shape[1])
+            self.seen_BNS = pad(self.seen_BNS, (0, room * anchor_BN.shape[1]))
 
     def step(self, inputs: Tensor, open_BN: Tensor | None = None, role: Role = Role.THOUGHT) -> Tensor:
         """Feed a token [B, N] or an embedding [B, N, D] to every open branch: their states [B, N, D].
@@ -72,12 +83,24 @@ class Branches:
             len(open_BN), -1, -1
         )
         role_BN = open_BN.long() * int(role)
-        seen_BNS = torch.cat([self.seen_BNS, own_BNN], 2)
+        seen_BNS = self._with(own_BNN)
         states = self.backbone(inputs, role_BN, self.past, seen_BTS=seen_BNS, position_BT=self.next_BN)
         self.past = states.past
-        self.seen_BNS = torch.cat([self.seen_BNS, own_BNN & open_BN[:, None]], 2)
+        self.seen_BNS = self._with(own_BNN & open_BN[:, None])
+        self.used += own_BNN.shape[2]
         self.next_BN = self.next_BN + open_BN
         return states.hidden_BTD
+
+    def _with(self, own_BNN: Tensor) -> Tensor:
+        """What each branch sees [B, N, S] with a step's own columns at the end of what was used."""
+        if not self.room:
+            return torch.cat([self.seen_BNS, own_BNN], 2)
+        first, columns = self.used, own_BNN.shape[2]
+        if first + columns > self.seen_BNS.shape[2]:
+            raise ValueError(f"room={self.room}: there is no room for another step")
+        seen_BNS = self.seen_BNS.clone()
+        seen_BNS[..., first : first + columns] = own_BNN
+        return seen_BNS
 
     def mark(self, which: int, open_BN: Tensor | None = None) -> Tensor:
         """Feed the start (0) or the end (1) marker: states [B, N, D]."""

@@ -73,6 +73,9 @@ class ThinkerConfig(MethodConfig):
     """Where the mixing gate begins: a thought's share is the sigmoid of it."""
     sampled: bool = False
     """Draw G thoughts where the model thinks when it writes; false: one, of the likeliest tokens."""
+    static: bool = False
+    """Make room for a thought beforehand when the model writes: every step then has the same shapes, as
+    compiled decoding wants, and reads more columns."""
     hard: float = Field(0.2, gt=0, le=1)
     """Share of the tokens, the least certain ones, before which the model thinks when it writes."""
     coherence: Coherence = Coherence()

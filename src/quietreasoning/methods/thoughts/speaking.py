@@ -137,7 +137,9 @@ def _think(
     anchor_B1 = torch.where(asks_B, past.valid_BS.shape[1] - 1, -1)[:, None]
 
     def branch() -> Branches:
-        return Branches(method.backbone, past, anchor_B1, group, method.law, method.markers_2D)
+        # both markers, a thought, its last token where the cap ended it, and what it serves
+        room = (config.cap + config.talk + 3) * config.static
+        return Branches(method.backbone, past, anchor_B1, group, method.law, method.markers_2D, room)
 
     branches, uniforms = branch(), None
     if config.sampled:

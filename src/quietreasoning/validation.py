@@ -108,7 +108,7 @@ _MEANINGS = {
     "bool_parsing": "must be true or false",
     "string_type": "must be text; put quotes around it",
     "tuple_type": "must be a list, such as [1, 2]",
-    "dict_type": "must be a mapping, such as {a: 1}",
+    "dict_type": "must be a mapping, such as {{a: 1}}",
     "model_type": "must be a mapping of settings",
     "greater_than": "must be above {gt}",
     "greater_than_equal": "must be at least {ge}",

@@ -170,6 +170,10 @@ SLOTS = {"name": "slots"}
             COT | {"train": {"scales": {"a": True}}},
             "train.scales: must be a number, not true or false (from recipe r)",
         ),
+        (
+            COT | {"train": {"scales": 5}},
+            "train.scales=5: must be a mapping, such as {a: 1} (from recipe r)",
+        ),
         (COT | {"train": {"scales": {"a": "x"}}}, "train.scales.a=x: must be a number (from recipe r)"),
         (COT | {"train": {"compile": "maybe"}}, "train.compile=maybe: must be true or false (from recipe r)"),
         (COT | {"train": {"enable": "x"}}, "train.enable=x: must be a list, such as [1, 2] (from recipe r)"),

@@ -106,7 +106,7 @@ def test_lanes_and_ranks_equal_one(case, request):
         assert_same_run(whole, (records, load_file(folder / f"{case}-{sharding}.safetensors")))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SHARDED)
 def test_resume_is_exact(case, tmp_path):
     through = start(case)
     records = go(through, rows_of(case))

@@ -7,8 +7,11 @@ import pytest
 import torch
 from contract_cases import (
     CASES,
+    FIRST,
     GRIDS,
     MARKERS,
+    NULLS,
+    WHOLE,
     WORDS,
     WORKSPACE,
     backbone_for,
@@ -90,8 +93,10 @@ def with_own_markers(method, row):
 @pytest.mark.parametrize("case", CASES)
 def test_answers_do_not_depend_on_the_batch(case, method_of):
     """Alone, in company, and in another order beside a twin and more padding."""
-    method = method_of(case)
-    for control in (None, *(name for name in ("noise", "filler") if name in method.controls)):
+    method, controls = method_of(case), [None]
+    if case not in WORKSPACE or case in WHOLE:
+        controls += [name for name in ("noise", "filler") if name in method.controls]
+    for control in controls:
         rows = ROWS if control is None else ROWS[:3]
         alone = {row: said_by(method, prompts([row]), control=control)[0] for row in rows}
         for others, columns in ((rows, None), ([*rows[::-1], 2], 13)):
@@ -258,7 +263,7 @@ def test_efforts_it_does_not_have_are_refused(case, effort, method_of):
         method_of(case).generate(prompts([0]), max_new_tokens=1, effort=effort)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*FIRST, *NULLS, "workspace-trunk"])
 def test_controls_it_does_not_take_are_refused(case, method_of):
     method = method_of(case)
     assert set(method.controls) <= set(CONTROLS)

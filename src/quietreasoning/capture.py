@@ -27,7 +27,7 @@ from quietreasoning.data.load import load_split
 from quietreasoning.data.records import SUFFIXES
 from quietreasoning.data.tasks import TASKS
 from quietreasoning.data.teacher_cache.forward import Reader
-from quietreasoning.data.teacher_cache.header import ALIGNMENT, check_teacher, settle, tokenizer_facts
+from quietreasoning.data.teacher_cache.header import ALIGNMENT, CACHE, check_teacher, tokenizer_facts
 from quietreasoning.data.teacher_cache.keys import Row, fingerprint, predicting, row_key
 from quietreasoning.data.teacher_cache.shards import read_index, writing
 from quietreasoning.data.teacher_cache.targets import Keep
@@ -84,7 +84,7 @@ def capture(request: Request, *, rank: int = 0, ranks: int = 1) -> dict[str, Any
         rows, dropped = load_rows(data, encoder, request.split, stop.check)
         identity = weights_identity(teacher.backbone)
         with writing(request.out, rank, ranks):
-            settings = settle(
+            settings = CACHE.settle(
                 request.out,
                 recorded(request, teacher, encoder, rows, identity),
                 {

@@ -71,7 +71,12 @@ def export(path: str, out: str, dtype: str | None = None) -> Exported:
 
 
 def unused_thinking(loaded: Loaded) -> list[str]:
-    """Thinking tokens that were added at the end of the vocabulary and that no training row holds."""
+    """Thinking tokens that were added at the end of the vocabulary and that no training row holds.
+
+    None are called unused where that cannot be told: after another run, or where the rows are gone.
+    """
+    if loaded.config.init is not None:
+        return []
     tokenizer = loaded.encoder.tokenizer
     added = sorted(new_rows(tokenizer))
     last = list(range(len(tokenizer) - len(added), len(tokenizer)))
@@ -86,7 +91,10 @@ def uses_thinking(stage: StageConfig) -> bool:
     """Whether a stage trains on a thinking token."""
     if stage.method.name == "thoughts" or stage.data.format.tags:
         return True
-    examples = build_task(stage.data).split("train", stage.data.train)
+    try:
+        examples = build_task(stage.data).split("train", stage.data.train)
+    except UserError:  # its files are not here any more
+        return True
     texts = (text for each in examples for text in (each.prompt, *each.steps, each.answer))
     return any(token in text for text in texts for token in THINKING)
 

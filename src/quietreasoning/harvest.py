@@ -24,7 +24,7 @@ from quietreasoning.config import UserError
 from quietreasoning.contract import Role
 from quietreasoning.data.config import DataConfig
 from quietreasoning.data.example import Example
-from quietreasoning.data.pairs.folder import settle, write_summary
+from quietreasoning.data.pairs.folder import PAIRS, write_summary
 from quietreasoning.data.pairs.keys import Item, Problem
 from quietreasoning.data.pairs.problems import Dataset, draw_problems, open_datasets
 from quietreasoning.data.pairs.roll import Roller, RollSettings, Sampler
@@ -106,7 +106,7 @@ def harvest(request: Request, *, rank: int = 0, ranks: int = 1, sampler: Sampler
         refuse_too_long(roll, problems)
         identity = weights_identity(opened.source.backbone)
         with writing(request.out, rank, ranks):
-            settle(
+            PAIRS.settle(
                 request.out,
                 recorded(request, opened, datasets, settings, identity),
                 {"model": identity | {"path": opened.path}, "num_samples": request.num_samples},

@@ -10,7 +10,7 @@ import torch
 
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE
-from quietreasoning.data.teacher_cache.header import settle, tokenizer_facts
+from quietreasoning.data.teacher_cache.header import CACHE, tokenizer_facts
 from quietreasoning.data.teacher_cache.keys import Row, predicting, row_key, row_keys, uniforms
 from quietreasoning.data.teacher_cache.reading import TeacherCache
 from quietreasoning.data.teacher_cache.shards import writing
@@ -74,7 +74,7 @@ def fill(folder, keep=FIVE, rank=0, ranks=1, limit=math.inf, size=3, stop=None):
     with writing(folder, rank, ranks):
         data = {"rows": len(rows()), "positions": sum(row.positions for row in rows())}
         settings = {"teacher": {"sha256": "0"}, **tokenizer_facts(TOKENIZER), "keep": keep.told()}
-        settings = settle(
+        settings = CACHE.settle(
             folder, settings | {"data": data, "rows_per_shard": size}, {"teacher": {}}, rank, ranks
         )
         reader = partial(teach, keep, limit=limit, told=told)

@@ -8,7 +8,7 @@ import torch
 from quietreasoning.backbone.states import read_states
 from quietreasoning.config import UserError
 from quietreasoning.contract import Role
-from quietreasoning.data.pairs.folder import read_config, read_rows
+from quietreasoning.data.pairs.folder import PAIRS, read_rows
 from quietreasoning.data.pairs.shards import PairStates
 from quietreasoning.data.pairs.sources import Markers, find_all
 from quietreasoning.evaluate.scorers import SCORERS
@@ -156,7 +156,7 @@ def test_the_day_that_the_template_prints_is_pinned_and_recorded(chat, ask):
     july, march = (open_chat(chat, date=day) for day in ("2025-07-03", "2024-03-01"))
     assert "today 03 July 2025" in july._render("x") and "today 01 March 2024" in march._render("x")
     folder, _ = ask(num_samples=2)
-    settings = read_config(folder)["settings"]
+    settings = PAIRS.read(folder)["settings"]
     assert settings["date"] == "2025-07-01" and settings["thinking"] and settings["markers"][1] == "</think>"
     assert len(settings["model"]["sha256"]) == len(settings["template_sha256"]) == 64
     with pytest.raises(UserError, match="date: '2025-07-01' -> '2025-07-02'"):

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from quietreasoning.config import UserError
-from quietreasoning.data.pairs.folder import kept_rows, move_aside, read_rows, settle
+from quietreasoning.data.made import move_aside
+from quietreasoning.data.pairs.folder import PAIRS, kept_rows, read_rows
 from quietreasoning.data.pairs.shards import PairStates, writing
 from quietreasoning.harvest import Request, harvest, identity_of
 
@@ -193,7 +194,7 @@ def test_nothing_kept_nothing_done_and_no_folder_are_told_apart(roll, tmp_path):
     folder = roll(keep="correct", num_samples=4).folder
     with pytest.raises(UserError, match=r"none of its 4 rollouts was kept \(.*wrong.*--keep all"):
         PairStates(folder)
-    settle(tmp_path / "new", {"layers": []}, {"model": {}})
+    PAIRS.settle(tmp_path / "new", {"layers": []}, {"model": {}})
     with pytest.raises(UserError, match=r"holds no rollouts yet. Run quiet data pairs to its end"):
         kept_rows(tmp_path / "new")
 

@@ -40,6 +40,18 @@ def trained(folder, task, settings, *, tie=True):
     return folder / "run"
 
 
+def test_what_may_have_been_trained_is_kept(tmp_path):
+    """A run that began from another one: that one may have learned the tokens."""
+    first = trained(tmp_path, "strategies", ["backbone.tune=full"])
+    settings = [*SETTINGS, "backbone.tune=full", f"init={first}", f"data.tokenizer.path={first}/tokenizer"]
+    recipe = tmp_path / "next.yaml"
+    recipe.write_text((tmp_path / "quiet.yaml").read_text().replace("strategies", "pointer"))
+    train_run(resolve(str(recipe), settings, str(tmp_path / "next")), doctor=False)
+    said = export(str(tmp_path / "next"), str(tmp_path / "out"))
+    assert said.distance < 1e-6 and not said.notes
+    assert set(THINKING) <= AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab().keys()
+
+
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
 def test_adapters_new_rows_and_clipped_heads_are_in_the_weights(tmp_path, tie):
     run = trained(tmp_path, "strategies", [*LORA, "optim.qk_clip={tau: 100}"], tie=tie)

@@ -123,7 +123,7 @@ def begin(folder: Any, no_auto_resume: bool, nproc: int) -> int | None:
                 "--no-auto-resume: ranks started from outside cannot agree on who moves the folder. Give an "
                 "empty --out, or start them with --nproc."
             )
-        from quietreasoning.data.pairs.folder import move_aside
+        from quietreasoning.data.made import move_aside
 
         if aside := move_aside(folder):
             typer.echo(f"what was in {folder} is now in {aside}", err=True)

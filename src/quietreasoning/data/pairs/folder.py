@@ -12,9 +12,7 @@ Reading merges all shards: one row a key, in the order of the keys, whoever made
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,65 +20,21 @@ from pathlib import Path
 from typing import Any
 
 from quietreasoning.config import UserError
-from quietreasoning.layers import diff
+from quietreasoning.data.made import Made, content_hash, put
 
 FORMAT = 1
 CONFIG, SUMMARY = "pairs.json", "summary.json"
-TEMPORARY = ".tmp-"
 CORRECT, WRONG, UNSCORED = "correct", "wrong", "unscored"
 TRUNCATED, MALFORMED, OOM = "truncated", "malformed", "oom"
 OUTCOMES = (CORRECT, WRONG, UNSCORED, TRUNCATED, MALFORMED, OOM)
 WHOLE = (CORRECT, WRONG, UNSCORED)  # outcomes with a chain, its end, and what --keep all keeps
+PAIRS = Made("folder of pairs", "quiet data pairs", CONFIG, FORMAT, "make the pairs anew")
 Row = dict[str, Any]
-
-
-def settle(
-    folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any], rank: int = 0, ranks: int = 1
-) -> None:
-    """Write pairs.json, or compare with the one that stands there; UserError names what differs.
-
-    about: what may change between runs (paths, sizes); the first is kept for the reader's sake. Ranks may
-    call this at once: the same content is renamed over itself.
-    """
-    settings = json.loads(json.dumps(settings))  # as it will be read back
-    path = folder / CONFIG
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.glob("shard-*")):
-            raise UserError(f"{folder} holds shards without {CONFIG}. Put it back, or give another --out.")
-        put(
-            path,
-            json.dumps({"format": FORMAT, "settings": settings, "about": about}, indent=1) + "\n",
-            rank,
-            ranks,
-        )
-    if changes := diff(read_settings(folder), settings):
-        raise UserError(
-            f"{folder} was made with other settings: {'; '.join(changes)}. Take those back, give another "
-            "--out, or --no-auto-resume, which moves the folder aside and starts anew."
-        )
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """What every rollout here was made with."""
-    return read_config(folder)["settings"]
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """pairs.json: `settings`, and `about`, which may have changed since."""
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        found = config["format"]
-        if found == FORMAT:
-            return {"settings": dict(config["settings"]), "about": dict(config["about"])}
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} is no folder of pairs: it has no {CONFIG}. Give one that quiet data pairs wrote."
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged. Take a copy, or make the pairs anew.") from error
-    raise UserError(f"{path} has format {found}; it must be {FORMAT}. Make the pairs anew.")
+    return PAIRS.read(folder)["settings"]
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -115,7 +69,7 @@ def damaged(path: Path) -> UserError:
 
 def kept_rows(folder: Path) -> list[Row]:
     """The rows that have states; UserError where there is none."""
-    read_config(folder)  # or this is no such folder
+    PAIRS.read(folder)  # or this is no such folder
     rows = read_rows(folder)
     kept = [row for row in rows if row["kept"]]
     if not rows:
@@ -128,11 +82,6 @@ def kept_rows(folder: Path) -> list[Row]:
             "folder."
         )
     return kept
-
-
-def content_hash(body: Mapping[str, Any]) -> str:
-    text = json.dumps(body, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def summarise(rows: Sequence[Row], asked: Mapping[str, int]) -> dict[str, Any]:
@@ -178,44 +127,6 @@ def write_summary(folder: Path, asked: Mapping[str, int], rank: int = 0, ranks: 
     summary = summarise(read_rows(folder), asked)
     put(folder / SUMMARY, json.dumps(summary, indent=1) + "\n", rank, ranks)
     return summary
-
-
-def temporary_name(rank: int, ranks: int) -> str:
-    """How the files that this rank has not finished begin."""
-    return f"{TEMPORARY}r{rank}of{ranks}-"
-
-
-def put(path: Path, text: str, rank: int, ranks: int) -> None:
-    """Write a file under a temporary name, sync it, rename it; UserError where the disk refuses."""
-    temporary = path.with_name(temporary_name(rank, ranks) + path.name)
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise refused_by_disk(path, error) from error
-
-
-def refused_by_disk(path: Path, error: Exception) -> UserError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return UserError(
-        f"{path} could not be written: {reason}. What was saved before is intact: free some space and run "
-        "the same command again."
-    )
-
-
-def move_aside(folder: Path) -> Path | None:
-    """Rename a folder that holds anything to `DIR.before-1`, or the next free number; None if it is empty."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return None
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.before-{number}")).exists():
-        number += 1
-    folder.rename(aside)
-    return aside
 
 
 def unique_by_problem(rows: Iterable[Row]) -> list[Row]:

@@ -21,14 +21,8 @@ import torch
 from torch import Tensor
 
 from quietreasoning.config import UserError
-from quietreasoning.data.pairs.folder import (
-    TEMPORARY,
-    UNSCORED,
-    read_rows,
-    refused_by_disk,
-    settle,
-    write_summary,
-)
+from quietreasoning.data.made import TEMPORARY, refused_by_disk
+from quietreasoning.data.pairs.folder import PAIRS, UNSCORED, read_rows, write_summary
 from quietreasoning.data.pairs.keys import problem_id, split_of
 from quietreasoning.data.pairs.shards import PairStates, Rollout, write_shard, writing
 
@@ -81,7 +75,7 @@ def import_pairs(file: Path, folder: Path, layer: int | str, model: Mapping[str,
         "dtype": dtype,
         "target": "as it came",
     }
-    settle(folder, settings, {"model": dict(model), "file": str(file)})
+    PAIRS.settle(folder, settings, {"model": dict(model), "file": str(file)})
     rollouts = _rollouts(held, layer)
     with writing(folder, 0, 1):
         for start in range(0, len(rollouts), SHARD):

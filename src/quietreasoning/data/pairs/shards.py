@@ -5,11 +5,10 @@ Shapes: L positions of a prompt, D width.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,18 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from quietreasoning.config import UserError
-from quietreasoning.data.pairs.folder import (
-    FORMAT,
-    Row,
-    content_hash,
-    damaged,
-    kept_rows,
-    put,
-    read_config,
-    read_shard,
-    refused_by_disk,
-    temporary_name,
-)
+from quietreasoning.data.made import content_hash, put, refused_by_disk, temporary_name
+from quietreasoning.data.pairs.folder import FORMAT, PAIRS, Row, damaged, kept_rows, read_shard
 
 
 @dataclass(frozen=True)
@@ -46,21 +35,8 @@ class Rollout:
 
 @contextmanager
 def writing(folder: Path, rank: int, ranks: int) -> Iterator[None]:
-    """Alone as this rank in this folder, and without what a killed run left half-written.
-
-    UserError where another process writes as the same rank. The lock is the process's: it dies with it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".lock-r{rank}of{ranks}").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{folder}: another quiet data pairs writes here as rank {rank} of {ranks}. Wait for it, or "
-                "give another --out."
-            ) from None
-        for path in folder.glob(f"{temporary_name(rank, ranks)}*"):
-            path.unlink(missing_ok=True)
+    """Alone as this rank in this folder, without what a killed run left half-written: see `Made.alone`."""
+    with PAIRS.alone(folder, rank, ranks):
         for path in folder.glob(f"shard-r{rank}of{ranks}-*.safetensors"):
             if not path.with_suffix(".json").exists():  # killed between the two renames
                 path.unlink()
@@ -75,10 +51,12 @@ def write_shard(folder: Path, rollouts: Sequence[Rollout], rank: int, ranks: int
         for rollout in rollouts
         for name, state in rollout.states.items()
     }
-    temporary = folder / f"{temporary_name(rank, ranks)}shard.safetensors"
+    room = folder / f"{temporary_name(rank, ranks)}shard"  # safetensors leaves a file of its own when killed
+    temporary = room / "shard.safetensors"
     about: dict[str, Any] = {}
     try:
         if tensors:
+            room.mkdir(exist_ok=True)
             save_file(tensors, temporary)
             with temporary.open("rb") as file:
                 about = {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
@@ -88,9 +66,9 @@ def write_shard(folder: Path, rollouts: Sequence[Rollout], rank: int, ranks: int
         path = folder / f"shard-r{rank}of{ranks}-{content_hash(body)}.json"
         if tensors:
             temporary.replace(path.with_suffix(".safetensors"))
+            room.rmdir()
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        shutil.rmtree(room, ignore_errors=True)
         raise refused_by_disk(folder / "shard", error) from error
     put(path, json.dumps(body, ensure_ascii=False, sort_keys=True) + "\n", rank, ranks)
 
@@ -114,7 +92,7 @@ class PairStates:
         that will be read. UserError where the folder holds states of another model or not of these layers,
         nothing kept, or a damaged shard."""
         self.folder = Path(folder)
-        config = read_config(self.folder)
+        config = PAIRS.read(self.folder)
         self.settings, self.about = config["settings"], config["about"]
         if identity is not None:
             check_model(self.folder, self.identity, identity)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from quietreasoning.config import Settings, UserError, suggest
 from quietreasoning.data.example import Example
-from quietreasoning.data.pairs.folder import CONFIG, Row, kept_rows, read_config, unique_by_problem
+from quietreasoning.data.pairs.folder import CONFIG, PAIRS, Row, kept_rows, unique_by_problem
 from quietreasoning.data.tasks.base import Task
 
 
@@ -34,13 +34,13 @@ class Pairs(Task):
             raise UserError("task pairs reads a folder of quiet data pairs; give data.path=FOLDER")
         self._rows: list[Row] | None = None
         if (self.folder / CONFIG).exists():
-            made = read_config(self.folder)["settings"].get("datasets", {})
+            made = PAIRS.read(self.folder)["settings"].get("datasets", {})
             self.scorer = made.get(self.config.dataset, {}).get("scorer") or _only(made)
 
     @property
     def identity(self) -> dict[str, str]:
         """Of the model that wrote the chains: `path`, where it stood then, and `sha256` of its weights."""
-        config = read_config(self.folder)
+        config = PAIRS.read(self.folder)
         return dict(config["about"]["model"]) | dict(config["settings"]["model"])
 
     @property

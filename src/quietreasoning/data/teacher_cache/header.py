@@ -11,13 +11,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from quietreasoning.config import UserError
-from quietreasoning.data.pairs.folder import put
-from quietreasoning.layers import diff
+from quietreasoning.data.made import Made
 
 FORMAT = 1
 HEADER = "teacher.json"
 ALIGNMENT = "the target at position t predicts token t+1"
 AGAIN = "capture anew with quiet data teacher, into another --out"
+CACHE = Made("teacher cache", "quiet data teacher", HEADER, FORMAT, AGAIN)
 
 
 def tokenizer_facts(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
@@ -38,47 +38,6 @@ def tokenizer_facts(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def settle(
-    folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any], rank: int = 0, ranks: int = 1
-) -> dict[str, Any]:
-    """Write the header, or compare with the one that stands there; UserError names what differs.
-
-    about: what may change between runs, such as paths; the first is kept. Ranks may call this at once.
-    Returns the settings as they are read back.
-    """
-    settings = json.loads(json.dumps(settings))
-    path = folder / HEADER
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.glob("shard-*")):
-            raise UserError(f"{folder} holds shards without {HEADER}. Put it back, or give another --out.")
-        body = {"format": FORMAT, "settings": settings, "about": about}
-        put(path, json.dumps(body, indent=1) + "\n", rank, ranks)
-    if changes := diff(read_header(folder)["settings"], settings):
-        raise UserError(
-            f"{folder} was made with other settings: {'; '.join(changes)}. Take those back, give another "
-            "--out, or --no-auto-resume, which moves the folder aside and starts anew."
-        )
-    return settings
-
-
-def read_header(folder: Path) -> dict[str, Any]:
-    """`settings`, and `about`, which may have changed since. UserError where it cannot be read."""
-    path = folder / HEADER
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-        found = header["format"]
-        if found == FORMAT:
-            return {"settings": dict(header["settings"]), "about": dict(header["about"])}
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} is no teacher cache: it has no {HEADER}. Give one that quiet data teacher wrote."
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged. Take a copy, or {AGAIN}.") from error
-    raise UserError(f"{path}: format is {found}, and this version reads {FORMAT}; {AGAIN}")
 
 
 def check_teacher(model: str, teacher: PreTrainedTokenizerFast, student: PreTrainedTokenizerFast) -> None:

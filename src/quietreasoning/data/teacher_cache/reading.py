@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from quietreasoning.config import UserError
-from quietreasoning.data.pairs.folder import content_hash
-from quietreasoning.data.teacher_cache.header import AGAIN, check_reader, read_header
+from quietreasoning.data.made import content_hash
+from quietreasoning.data.teacher_cache.header import AGAIN, CACHE, check_reader
 from quietreasoning.data.teacher_cache.keys import KEY_BYTES, row_key, row_keys
 from quietreasoning.data.teacher_cache.shards import Line, damaged, is_whole, read_index
 
@@ -72,7 +72,7 @@ class TeacherCache:
         captured, or a shard is missing or damaged.
         """
         folder = Path(folder)
-        header = read_header(folder)
+        header = CACHE.read(folder)
         settings = header["settings"]
         check_reader(folder, settings, tokenizer, temperature)
         if table is not None and table < settings["vocabulary"]:

@@ -15,7 +15,6 @@ and where positions keep different numbers of entries, `counts` [P].
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -30,7 +29,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from quietreasoning.config import UserError
-from quietreasoning.data.pairs.folder import content_hash, refused_by_disk, temporary_name
+from quietreasoning.data.made import content_hash, refused_by_disk, temporary_name
+from quietreasoning.data.teacher_cache.header import CACHE
 from quietreasoning.data.teacher_cache.keys import Row
 from quietreasoning.data.teacher_cache.targets import Targets, joined
 
@@ -39,21 +39,8 @@ Line = dict[str, Any]
 
 @contextmanager
 def writing(folder: Path, rank: int, ranks: int) -> Iterator[None]:
-    """Alone as this rank in this folder, and without what a killed capture left half-written.
-
-    UserError where another process writes as the same rank. The lock is the process's: it dies with it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".lock-r{rank}of{ranks}").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{folder}: another quiet data teacher writes here as rank {rank} of {ranks}. Wait for it, "
-                "or give another --out."
-            ) from None
-        for path in folder.glob(f"{temporary_name(rank, ranks)}*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    """Alone as this rank in this folder, and without what a killed capture left: see `Made.alone`."""
+    with CACHE.alone(folder, rank, ranks):
         index = _index(folder, rank, ranks)
         if index.exists():
             text = index.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
@@ -124,9 +125,9 @@ class Rule(Settings):
     needs: float = Field(1.0, gt=0, le=1)
     """Score from which the rule holds."""
 
+    @abstractmethod
     def check(self, text: str, context: Context) -> Finding:
         """Judge a text that is not blank."""
-        raise NotImplementedError
 
     @property
     def earned(self) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -98,7 +99,8 @@ class Batches:
         kept = [self._rows[row] for row, _ in placed]
         # the epoch enters the key: what a method samples for a row is fresh each time it returns
         keys = [(key + epoch * _GOLDEN) & _MASK63 for (key, _), (_, epoch) in zip(kept, placed, strict=True)]
-        return self.encoder.collate([encoded for _, encoded in kept], keys)
+        batch = self.encoder.collate([encoded for _, encoded in kept], keys)
+        return replace(batch, row_B=torch.tensor([row for row, _ in placed]))
 
     def _encode(self, rows: Sequence[int]) -> None:
         missing = [row for row in dict.fromkeys(rows) if self._rows[row] is None]

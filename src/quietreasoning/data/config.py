@@ -19,6 +19,15 @@ RATIONALE = tuple(
 )
 
 
+class SpanFormat(Settings):
+    """How calls stand in answers, for losses that weigh tokens by what they are."""
+
+    dialect: Literal["any", "json", "hermes", "qwen", "qwen-coder", "pythonic"] = "any"
+    """The dialect of tool calls; any takes whichever an answer speaks."""
+    grammar: bool = False
+    """Also say which ids the grammar of a call allows at each of its tokens, by the declared schemas."""
+
+
 class Format(Settings):
     prompt_suffix: str = "\n"
     """Follows the prompt; unused with a chat template, which has its own."""
@@ -35,6 +44,8 @@ class Format(Settings):
     """System message of the chat template."""
     instruction: str | None = None
     """Text before the prompt, in a chat its system message, that a teacher alone reads (method bake)."""
+    spans: SpanFormat | None = None
+    """Tell the tokens of answers apart: tool names, arguments, syntax, repeated results, code; null = no."""
     rationale: tuple[str, ...] = RATIONALE
     """Words that betray a visible chain, for methods that penalise them in answers; only those that are one
     token count."""

@@ -31,7 +31,7 @@ def _widened(part: Tensor, sizes: list[int], left: bool) -> Tensor:
     missing: list[int] = []
     for size, own in zip(reversed(sizes), reversed(part.shape[1:]), strict=True):
         missing += [size - own, 0] if left else [0, size - own]
-    return F.pad(part, missing, value=IGNORE) if any(missing) else part
+    return F.pad(part, missing, value=IGNORE if part.dtype.is_signed else 0) if any(missing) else part
 
 
 def earliest(keys_B: Tensor, steps: int) -> Tensor:

@@ -162,7 +162,10 @@ def shortest(batch: Batch, rows: int) -> Batch:
     for name in READ_AS:
         ids = getattr(kept, name)
         trimmed[name] = ids[..., (ids != IGNORE).flatten(0, -2).any(0)]
-    return replace(kept, **trimmed)
+    longest = trimmed["answer_BA"].shape[1]
+    return replace(
+        kept, **trimmed, classes_BA=kept.classes_BA[:, :longest], allowed_BAW=kept.allowed_BAW[:, :longest]
+    )
 
 
 def _any_result(batch: Batch) -> Tensor:
@@ -182,7 +185,21 @@ def padded(batch: Batch) -> Batch:
         results_BKR=_grow(batch.results_BKR, (0, 1, 0, 1)),
         answer_BA=_grow(batch.answer_BA, (0, 2)),
         instructed_BP=_grow(batch.instructed_BP, (2, 0)) if batch.instructed_BP.shape[1] else None,
+        classes_BA=_grow(batch.classes_BA, (0, 2)) if batch.classes_BA.shape[1] else None,
+        allowed_BAW=nn.functional.pad(batch.allowed_BAW, (0, 0, 0, 2))
+        if batch.allowed_BAW.shape[1]
+        else None,
     )
+
+
+def _grown_spans(batch: Batch) -> dict[str, Tensor]:
+    """What is known of answer tokens, with two more columns where it is known at all."""
+    grown = {}
+    if batch.classes_BA.shape[1]:
+        grown["classes_BA"] = _grow(batch.classes_BA, (0, 2))
+    if batch.allowed_BAW.shape[1]:
+        grown["allowed_BAW"] = nn.functional.pad(batch.allowed_BAW, (0, 0, 0, 2))
+    return grown
 
 
 def _grow(ids: Tensor, sides: tuple[int, ...]) -> Tensor:

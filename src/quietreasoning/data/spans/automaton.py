@@ -18,6 +18,7 @@ from quietreasoning.data.spans.schema import ANYTHING, Rule, compile_schema, uni
 SPACE = " \t\n\r"
 DIGITS = "0123456789"
 _ESCAPES = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+_STIR = '"\\' + "".join(map(chr, range(ord(" "))))  # in a string that may say anything
 _WORDS = {"t": ("true", "boolean"), "f": ("false", "boolean"), "n": ("null", "null")}
 
 
@@ -85,6 +86,11 @@ class Automaton(NamedTuple):
         if self.mode is Mode.LITERAL:
             return self.text in self.choices
         return self.mode is Mode.AFTER or self.mode in _ENDS
+
+    @property
+    def stir(self) -> str | None:
+        """The characters that alone change what may follow, any others being allowed; None: all may."""
+        return _STIR if self.mode is Mode.STRING and self.choices is None else None
 
     def feed(self, text: str) -> Automaton | None:
         """The state after `text`, or None where no JSON goes on like that."""

@@ -78,12 +78,12 @@ class Vocabulary:
         return tuple(np.flatnonzero(unpacked(self.bits(state), len(self))).tolist())
 
     def bits(self, state: State) -> NDArray[np.uint8]:
-        """The same packed, uint8 [ceil(V/8)], to be read alone: id v is bit v % 8, from the lowest, of byte
-        v // 8."""
+        """The same packed, uint8 [ceil(V/8)], to be read alone: id v is bit v % 8, from the highest, of byte
+        v // 8, as numpy packs."""
         if state not in self._known:
             if len(self._known) >= self._cache:
                 self._known.clear()
-            found_V = np.packbits(self._search(state), bitorder="little")
+            found_V = np.packbits(self._search(state))
             found_V.flags.writeable = False
             self._known[state] = found_V
         return self._known[state]
@@ -136,4 +136,4 @@ def _below(root: dict) -> list[int]:
 
 def unpacked(bits: NDArray[np.uint8], size: int) -> NDArray[np.bool_]:
     """bool [..., V] of bits [..., ceil(V/8)], V = size."""
-    return np.unpackbits(bits, axis=-1, count=size, bitorder="little").astype(bool)
+    return np.unpackbits(bits, axis=-1, count=size).astype(bool)

@@ -32,7 +32,7 @@ class Brier:
 
 @dataclass(frozen=True)
 class Risk:
-    """Errors among the surest items: risk_N[i] is their share of the i + 1 surest, coverage_N[i] = (i + 1) / N."""
+    """Errors among the surest items: risk_N[i] is their share of the i + 1 surest, those of coverage_N[i]."""
 
     coverage_N: Array
     risk_N: Array
@@ -112,8 +112,8 @@ def choose_threshold(
 
     Give it calibration rows and never the rows that will be reported. hazard_NT: probability of halting
     after each step; right_NT: whether the answer after each step is right. Candidates are quantiles of the
-    hazards before the last step, 0, which halts at once, and 1, which never does; of two that save the same, the higher. ValueError
-    for arrays that do not fit or a negative drop.
+    hazards before the last step, 0, which halts at once, and 1, which never does; of two that save the same,
+    the higher. ValueError for arrays that do not fit or a negative drop.
     """
     hazard_NT, right_NT = np.asarray(hazard_NT, dtype=float), np.asarray(right_NT, dtype=float)
     if hazard_NT.ndim != 2 or hazard_NT.shape != right_NT.shape or not hazard_NT.size:

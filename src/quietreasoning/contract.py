@@ -122,6 +122,7 @@ class Response:
     passes: list[int]  # sequential model passes between the prompt's prefill and the first answer token
     latent_steps: list[int]  # thoughts that are no tokens: latents, or slots times loops
     milliseconds: float  # wall time of the whole call
+    confidence: list[float] | None = None  # its own probability that the answer is right; None: it has none
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Ready:
     passes: int | Sequence[int] = 0  # sequential ones before the first written token, of all rows or of each
     latent_steps: int | Sequence[int] = 0  # of all rows, or of each
     heads: list[list[int]] | None = None  # tokens of each row that were written before
+    confidence: list[float] | None = None  # of each row, that its answer will be right
 
 
 class Speaker(Method):
@@ -139,7 +140,8 @@ def respond(rows: list[list[int]], markers: Markers, ready: Ready, started: floa
             visible.append(first if at is None else at)
             spent.append(before + first)
     steps = of_each(ready.latent_steps, len(rows))
-    return Response(tokens, answers, visible, spent, steps, (time.perf_counter() - started) * 1000)
+    milliseconds = (time.perf_counter() - started) * 1000
+    return Response(tokens, answers, visible, spent, steps, milliseconds, ready.confidence)
 
 
 def of_each(count: int | Sequence[int], rows: int) -> list[int]:

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, model_validator
 
 from quietreasoning.backbone import Backbone, BackboneConfig, load_backbone
+from quietreasoning.backbone.quant import prepare
 from quietreasoning.config import Pick, Settings, UserError
 from quietreasoning.contract import Method, MethodConfig
 from quietreasoning.data.absent import ABSENT, assumed_tokenizer, mark_absent
@@ -27,14 +28,17 @@ from quietreasoning.data.tokenizers import build_tokenizer, load_tokenizer
 from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.layers import diff, expand
 from quietreasoning.methods import METHODS
+from quietreasoning.nn.fake_quant import Bits, restore
 from quietreasoning.optim.settings import OptimConfig
 from quietreasoning.recipe import RECIPES, load_recipe
 from quietreasoning.track import TrackConfig
 from quietreasoning.train import checkpoint
+from quietreasoning.train.quantised import follow
 from quietreasoning.train.settings import TrainConfig
 from quietreasoning.train.snapshot import load_weights
 from quietreasoning.validation import validate
 
+_TOLD = 5  # broken records that are told one by one
 _METHOD_CONFIGS = {name: method.Config for name, method in METHODS.items()}
 
 
@@ -97,14 +101,20 @@ class Resolved:
 
 
 def resolve(
-    recipe: str, overrides: Sequence[str] = (), out: str | None = None, *, need_files: bool = True
+    recipe: str,
+    overrides: Sequence[str] = (),
+    out: str | None = None,
+    *,
+    need_files: bool = True,
+    configs: Sequence[str] = (),
 ) -> Resolved:
     """A shipped recipe or a YAML file under `a.b=c` settings. UserError names the first fault.
 
-    need_files: refuse a recipe that reads files and names none; else they are listed, for a plan.
+    configs: files laid over the recipe, in order, before the settings. need_files: refuse a recipe that reads
+    files and names none; else they are listed, for a plan.
     """
     overrides = [*overrides, *([f"out={json.dumps(out)}"] if out is not None else [])]
-    layers = expand(load_recipe(recipe, overrides))
+    layers = expand(load_recipe(recipe, overrides, configs))
     values, absent = mark_absent(layers.values, layers.provenance)
     config = validate(RunConfig, values, layers.provenance)
     if absent and need_files:
@@ -173,6 +183,7 @@ class Builder:
         """The stage's method, around the backbone of the stage before; parts of the same name carry over."""
         backbone = self.backbone() if before is None else before.backbone
         backbone.thaw()
+        restore(backbone.model)
         encoder = Encoder(self.tokenizer, stage.data.format)
         method = METHODS[stage.method.name](backbone, stage.method, encoder.markers())
         if before is not None:
@@ -181,6 +192,9 @@ class Builder:
                 for name in own.keys() & given.keys():
                     if not name.startswith("backbone.") and own[name].shape == given[name].shape:
                         own[name].copy_(given[name])
+        quant = stage.train.quant
+        if quant is not None:
+            prepare(backbone, Bits(quant.weight_bits, quant.activation_bits, quant.group), quant.exclude)
         return method
 
     def encoder(self, data: DataConfig, context: int) -> Encoder:
@@ -198,7 +212,9 @@ class Builder:
         examples, dropped = load_split(task, "train", stage.data, encoder, check=check)
         if dropped:
             notes.append(f"{dropped} training examples are too long and were left out")
-        notes.extend(f"left out: {fault}" for fault in task.faults[:5])
+        notes.extend(f"left out: {fault}" for fault in task.faults[:_TOLD])
+        if len(task.faults) > _TOLD:
+            notes.append(f"and {len(task.faults) - _TOLD} more were left out")
         return Batches(examples, encoder, stage.train.batch_size, self.config.seed)
 
 
@@ -260,6 +276,7 @@ def open_checkpoint(folder: Path, chosen: Path, config: RunConfig) -> Loaded:
     builder = Builder(changed(config, init=None), folder / "tokenizer")
     method = builder.method(stage)
     load_weights(chosen, method, averaged=True)
+    follow(method, stage.train, state["step"], state["tokens"])
     method.to(torch.accelerator.current_accelerator() or torch.device("cpu")).eval()
     encoder = builder.encoder(stage.data, method.backbone.context)
     return Loaded(folder, chosen, config, method, encoder, builder)

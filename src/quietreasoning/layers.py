@@ -19,6 +19,7 @@ from quietreasoning.validation import STAGE_MARK
 
 SECTIONS = ("method", "data", "optim", "train")  # what a stage may set
 COMMAND_LINE = "command line"
+CONFIG = "config "  # how the source of a `--config` file begins
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,18 @@ def resolve_stages(values: Mapping[str, Any]) -> list[dict[str, Any]]:
 def expand(resolved: Resolved) -> Resolved:
     """With complete stages; method, data, optim and train then stand in the stages alone.
 
-    Raises UserError for a command-line setting that no stage uses.
+    Raises UserError for a setting of the command line or of a `--config` file that no stage uses.
     """
     stages = stages_of(resolved.tree)
     used = {id(leaf) for stage in stages.values() for _, leaf in _leaves(stage)}
     for section in SECTIONS:
         for key, leaf in _leaves({section: resolved.tree.get(section, {})}):
-            if leaf.source == COMMAND_LINE and id(leaf) not in used:
+            if leaf.source.startswith((COMMAND_LINE, CONFIG)) and id(leaf) not in used:
                 where = " or ".join(f"stages.{name}.{key}" for name in stages)
-                raise UserError(f"{key}: has no effect, every stage starts its own {section}. Set {where}.")
+                source = "" if leaf.source == COMMAND_LINE else f" (from {leaf.source})"
+                raise UserError(
+                    f"{key}: has no effect, every stage starts its own {section}. Set {where}.{source}"
+                )
     rest = {key: value for key, value in _top(resolved.tree).items() if key not in SECTIONS}
     return Resolved(rest | {"stages": StageList(stages)})
 

@@ -1,8 +1,8 @@
-"""A recipe (YAML) and `a.b=c` from the command line -> plain values, each with its source.
+"""A recipe (YAML), `--config` files and `a.b=c` from the command line -> plain values, each with its source.
 
-Precedence: class default < `base:` < recipe < command line; of several bases the last. How they merge:
-layers.py. A file name
-in a recipe is meant from the recipe's folder, one on the command line from the current folder.
+Precedence: class default < `base:` < recipe < `--config` files < command line; of several bases or files the
+last. How they merge: layers.py; old keys: seed_files.py. A file name in a recipe or config file is meant from
+that file's folder, one on the command line from the current folder.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from quietreasoning.config import UserError, suggest
-from quietreasoning.layers import COMMAND_LINE, Resolved, Tree, label, lay, stage_name
+from quietreasoning.layers import COMMAND_LINE, CONFIG, Resolved, Tree, label, lay, stage_name
+from quietreasoning.seed_files import SeedFiles, is_old
 from quietreasoning.yaml_text import parse_yaml
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -24,14 +25,19 @@ RECIPES: dict[str, Path] = {
 PATH_KEYS = ("path", "init", "trunk", "compressor")  # settings that name a file or folder
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Resolved:
-    """A shipped recipe or a file, with its bases and overrides; stages as written, see `layers.expand`.
+def load_recipe(
+    name_or_path: str, overrides: Sequence[str] = (), configs: Sequence[str | Path] = ()
+) -> Resolved:
+    """A shipped recipe or a file, with its bases, files laid over it in order, and overrides; stages as
+    written, see `layers.expand`.
 
-    Raises UserError for an unknown recipe, bad YAML, a circle of bases, or a malformed override.
+    Raises UserError for an unknown recipe, a missing file, bad YAML, a circle of bases, a malformed override,
+    or an old key that nothing here stands for.
     """
     tree: Tree = {}
     for layer in _layers(find_recipe(name_or_path)):
         tree = lay(tree, layer)
+    tree = _with_configs(tree, [Path(path) for path in configs])
     return Resolved(lay(tree, _override_layer(overrides, tuple(tree.get("stages", ())) or ("main",))))
 
 
@@ -64,8 +70,25 @@ def find_recipe(name: str, beside: Path | None = None) -> Path:
     raise UserError(f"no recipe {name!r}. {suggest(name, RECIPES)}")
 
 
-def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Tree]:
-    """The labelled contents of a recipe and its bases, the deepest base first."""
+def _with_configs(tree: Tree, paths: Sequence[Path]) -> Tree:
+    """The files over the tree, in order."""
+    old = SeedFiles()
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"--config: {path.absolute()} does not exist")
+        values = _anchor(_read_mapping(path), path.parent)
+        if is_old(values, str(path)):
+            old.read(values, str(path))
+    old.check()
+    for path in paths:
+        mine = str(path) in old.files
+        for layer in old.layers(str(path), tree) if mine else _layers(path, kind=CONFIG.strip()):
+            tree = lay(tree, layer)
+    return tree
+
+
+def _layers(path: Path, above: tuple[Path, ...] = (), kind: str = "recipe") -> list[Tree]:
+    """The labelled contents of a recipe or config file and its bases, the deepest base first."""
     chain = (*above, path.resolve())
     if path.resolve() in above:
         raise UserError(f"recipes inherit in a circle: {' -> '.join(map(_title, chain))}")
@@ -75,7 +98,7 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Tree]:
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise UserError(f"{path}: base must name a recipe, or several as [a, b], got {bases!r:.60}")
     layers = [layer for base in bases for layer in _layers(find_recipe(base, path.parent), chain)]
-    return [*layers, label(values, f"{'base' if above else 'recipe'} {_title(path)}")]
+    return [*layers, label(values, f"{'base' if above else kind} {_title(path)}")]
 
 
 def _title(path: Path) -> str:

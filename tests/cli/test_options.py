@@ -10,12 +10,15 @@ from quietreasoning.cli.main import app
 
 OPTIONS = {
     "demo": ["--seeds", "--out", "--json"],
-    "train": ["recipe", "settings", "--resume", "--dry-run", "--no-doctor", "--nproc", "--out", "--json"],
+    "train": [
+        *("recipe", "settings", "--config", "--resume", "--dry-run", "--no-doctor", "--nproc", "--out"),
+        "--json",
+    ],
     "eval": ["run", "settings", "--task", "--n", "--controls", "--gate", "--json"],
     "report": ["runs"],
-    "doctor": ["recipe", "settings", "--json"],
-    "plan": ["recipe", "settings", "--json"],
-    "show": ["recipe", "settings", "--schema", "--json"],
+    "doctor": ["recipe", "settings", "--config", "--json"],
+    "plan": ["recipe", "settings", "--config", "--json"],
+    "show": ["recipe", "settings", "--config", "--schema", "--json"],
     "list": [],
     "generate": ["run", "--prompt", "--effort", "--max-new-tokens"],
     "chat": ["run", "--effort", "--max-new-tokens"],

@@ -11,7 +11,10 @@ import quietreasoning
 
 PACKAGE = Path(quietreasoning.__file__).parent
 FLOORS = (
-    {"config", "yaml_text", "layers", "recipe", "validation", "contract", "versions"},
+    {
+        *("config", "yaml_text", "layers", "recipe", "validation", "contract", "versions"),
+        *("seed_keys", "seed_absent", "seed_files"),
+    },
     {"nn", "losses", "optim"},
     {"workspace"},
     {"backbone"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from quietreasoning.cli.guard import guarded
-from quietreasoning.cli.train import JSON, RECIPE, SETTINGS
+from quietreasoning.cli.train import CONFIG, JSON, RECIPE, SETTINGS
 
 
 @guarded
@@ -31,6 +31,7 @@ def list_all() -> None:
 def show(
     recipe: str = typer.Argument(None, help="A name from `quiet list`, or a YAML file."),
     settings: list[str] = SETTINGS,
+    config: list[str] = CONFIG,
     schema: bool = typer.Option(False, "--schema", help="Print the JSON schema of recipes instead."),
     json: str = JSON,
 ) -> None:
@@ -45,7 +46,7 @@ def show(
         return
     if recipe is None:
         raise UserError("name a recipe, such as `quiet show cot/pointer`, or give --schema; see `quiet list`")
-    resolved = run.resolve(recipe, list(settings or ()))
+    resolved = run.resolve(recipe, settings or [], configs=config or [])
     rows = setting_rows(resolved.config.model_dump(mode="json"), resolved.provenance)
     if json is not None:
         write_json(json, [{"key": key, "value": value, "source": source} for key, value, source in rows])
@@ -99,12 +100,17 @@ def _shown(value: object) -> str:
 
 
 @guarded
-def plan(recipe: str = RECIPE, settings: list[str] = SETTINGS, json: str = JSON) -> None:
+def plan(
+    recipe: str = RECIPE,
+    settings: list[str] = SETTINGS,
+    config: list[str] = CONFIG,
+    json: str = JSON,
+) -> None:
     """Steps, tokens, memory, time and disk that a recipe will take."""
     from quietreasoning import run
     from quietreasoning.cli.output import print_table, write_json
 
-    figures = run.plan(run.resolve(recipe, list(settings or ()), need_files=False))
+    figures = run.plan(run.resolve(recipe, settings or [], need_files=False, configs=config or []))
     write_json(json, figures)
     if json != "-":
         print_table(("what", "how much"), figures.items())
@@ -114,15 +120,20 @@ def plan(recipe: str = RECIPE, settings: list[str] = SETTINGS, json: str = JSON)
 def doctor(
     recipe: str = typer.Argument(None, help="Without one, the machine is described."),
     settings: list[str] = SETTINGS,
+    config: list[str] = CONFIG,
     json: str = JSON,
 ) -> int:
     """Check this machine; or a recipe, on one batch of each stage."""
     from quietreasoning.cli.output import print_table, write_json
 
+    if config and recipe is None:
+        from quietreasoning.config import UserError
+
+        raise UserError("--config goes with a recipe: name one, such as `quiet doctor cot/pointer`")
     if recipe is not None:
         from quietreasoning import run
 
-        diagnoses = run.doctor(run.resolve(recipe, list(settings or ())))
+        diagnoses = run.doctor(run.resolve(recipe, settings or [], configs=config or []))
         write_json(json, [diagnosis.as_dict() for diagnosis in diagnoses])
         if json != "-":
             for diagnosis in diagnoses:

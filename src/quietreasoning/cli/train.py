@@ -10,6 +10,9 @@ from quietreasoning.cli.guard import guarded, resumable
 
 RECIPE = typer.Argument(..., help="A name from `quiet list`, or a YAML file.")
 SETTINGS = typer.Argument(None, metavar="[A.B=C]...", help="Settings that override the recipe.")
+CONFIG = typer.Option(
+    None, "--config", metavar="FILE", help="YAML laid over the recipe, before A.B=C; may be given again."
+)
 JSON = typer.Option(None, "--json", metavar="FILE", help="Also write the result as JSON; - is stdout.")
 
 
@@ -17,6 +20,7 @@ JSON = typer.Option(None, "--json", metavar="FILE", help="Also write the result 
 def train(
     recipe: str = RECIPE,
     settings: list[str] = SETTINGS,
+    config: list[str] = CONFIG,
     resume: bool = typer.Option(
         False, "--resume", help="Refuse to start anew: the output folder must hold a run."
     ),
@@ -28,13 +32,14 @@ def train(
 ) -> int:
     """Train a recipe; Ctrl-C saves, and the same command goes on."""
     return resumable(
-        lambda: _train(recipe, list(settings or ()), resume, dry_run, no_doctor, nproc, out, json)
+        lambda: _train(recipe, settings or [], config or [], resume, dry_run, no_doctor, nproc, out, json)
     )
 
 
 def _train(
     recipe: str,
     settings: list[str],
+    config: list[str],
     resume: bool,
     dry_run: bool,
     no_doctor: bool,
@@ -45,7 +50,9 @@ def _train(
     from quietreasoning import run
     from quietreasoning.cli.output import json_alone, write_json
 
-    resolved = run.resolve(recipe, settings, out=out)  # refuse bad settings before any rank starts
+    resolved = run.resolve(
+        recipe, settings, out=out, configs=config
+    )  # refuse bad settings before any rank starts
     if nproc > 1:
         from quietreasoning.cli.launch import launch
 
@@ -53,6 +60,7 @@ def _train(
         flags = [("--resume", resume), ("--dry-run", dry_run), ("--no-doctor", no_doctor)]
         named = [("--out", out), ("--json", json)]
         arguments = [flag for flag, wanted in flags if wanted]
+        named += [("--config", file) for file in config]
         arguments += [f"{flag}={value}" for flag, value in named if value is not None]
         return launch(["train", *arguments, "--", recipe, *settings], nproc)
     with json_alone(json):

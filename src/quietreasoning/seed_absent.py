@@ -1,0 +1,114 @@
+"""Old keys that must have one value here, and those that nothing here stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quietreasoning.config import UserError
+from quietreasoning.seed_keys import Seen
+
+FIXED = {  # old key -> what it must be, and why
+    "ignore_index": ((-100,), "-100 marks what is no label, everywhere"),
+    "tracing.json_log": ((True,), "log.jsonl is always written"),
+    "quant.observer": (("minmax",), "ranges are the smallest and largest value"),
+    "quant.per_channel": ((True,), "weights are quantised channel by channel"),
+    "quant.fake_quant_in_attention": ((False,), "linear layers are quantised, attention products are not"),
+    "quant.clamp_pre_softmax": ((False, None), "nothing is clamped; optim.qk_clip limits attention logits"),
+}
+
+
+@dataclass(frozen=True)
+class Absent:
+    """What has no counterpart: its keys, with a point at the end whole groups; which of them switch it; and
+    what to do instead. Where a switch is off, the others say nothing and are taken."""
+
+    what: str
+    keys: tuple[str, ...]
+    switches: tuple[str, ...]
+    cure: str
+
+    def holds(self, key: str) -> bool:
+        return any(key == one or (one[-1] == "." and key.startswith(one)) for one in self.keys)
+
+
+ABSENT = (
+    Absent(
+        "a preference for code over calls",
+        ("code_mode.", "code_mode_pref."),
+        ("code_mode.enabled", "code_mode.weight"),
+        "learn from rows that hold programs; spans of kind code and direct_call tell them apart",
+    ),
+    Absent(
+        "a rule score as a loss",
+        ("use_caws_compliance", "caws_compliance_weight", "caws."),
+        ("use_caws_compliance", "caws_compliance_weight"),
+        "a score has no gradient: filter rows with quiet score --rules, or reward answers (docs/rules.md)",
+    ),
+    Absent(
+        "a count of claims as a loss",
+        (
+            *("use_claim_extraction", "claim_extraction_weight", "min_claim_ratio", "min_success_rate_ratio"),
+            "log_claim_metrics",
+        ),
+        ("use_claim_extraction", "claim_extraction_weight"),
+        "a count has no gradient: score texts with a rule of kind claims (docs/rules.md)",
+    ),
+    Absent(
+        "a halting head beside distillation",
+        ("latent.halt_head_enabled", "halt_weight", "halt_targets."),
+        ("latent.halt_head_enabled", "halt_weight"),
+        "methods recursion and reasoner learn when to stop",
+    ),
+    Absent(
+        "latent slots within distillation",
+        tuple(f"latent.{key}" for key in ("enabled", "m", "c", "p", "training_loops")),
+        ("latent.enabled",),
+        "train rows with cot_steps by method continuous, whose stages replace them (method.visible_from)",
+    ),
+    Absent(
+        "a self-evaluation head",
+        ("use_self_evaluation", "self_evaluation_weight"),
+        ("use_self_evaluation", "self_evaluation_weight"),
+        "leave it out",
+    ),
+    Absent(
+        "a penalty on length",
+        ("use_length_aware_kd", "length_kd_weight", "length_kd_hinge", "length_kd_slope"),
+        ("use_length_aware_kd", "length_kd_weight"),
+        "leave it out",
+    ),
+    Absent("a push towards early calls", ("early_tool.",), ("early_tool.weight",), "leave it out"),
+    Absent(
+        "a schedule of lengths",
+        ("seq_lengths", "seq_length_boundaries", "shapes", "shape_probabilities"),
+        (),
+        "rows have the length they have and are never cut: set data.max_prompt_tokens and data.too_long",
+    ),
+    Absent(
+        "a list of tool names", ("tool_names",), (), "the tools are those that each row declares in `tools`"
+    ),
+    Absent("the teacher's width", ("teacher.d_model",), (), "it is read from method.teacher.path"),
+)
+
+
+def taken(seen: Seen) -> set[str]:
+    """Keys that these tables account for; UserError for one that asks for what is not here."""
+    keys: set[str] = set()
+    for absent in ABSENT:
+        own = [key for key in seen if absent.holds(key)]
+        switches = [key for key in absent.switches if key in seen]
+        if own and all(seen.on(key) for key in switches):
+            found = seen[(switches or own)[0]]
+            raise UserError(
+                f"{found.written}={found.value!r:.40}: {absent.what} is not here. Instead: {absent.cure} "
+                f"(from {found})"
+            )
+        keys.update(own)
+    for key in FIXED.keys() & seen.keys():
+        allowed, why = FIXED[key]
+        found = seen[key]
+        if found.value not in allowed:
+            choices = " or ".join(map(repr, allowed))
+            raise UserError(f"{found.written}={found.value!r:.40}: must be {choices}: {why} (from {found})")
+        keys.add(key)
+    return keys

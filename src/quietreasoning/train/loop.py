@@ -22,6 +22,7 @@ from quietreasoning.contract import Batch
 from quietreasoning.optim.schedules import lr_factor
 from quietreasoning.optim.settings import OptimConfig
 from quietreasoning.train.distributed import NamedSum, add_tables, full_tensor, synchronising
+from quietreasoning.train.quantised import follow
 from quietreasoning.train.settings import TrainConfig
 from quietreasoning.train.signals import StopFlag
 from quietreasoning.train.state import SPIKE_WINDOW, TrainState
@@ -106,11 +107,12 @@ def train(
             return
 
         state.method.pace(spent(state, config))
+        slower = follow(state.method, config, state.step, state.tokens)
         sums, carries = backward_all(state, window, counts)
         grad_norm, local = sums.fetch(clip(params, optim.clip).to(machine.device))
         summed = add_up(local)
         updated = accepts(state, config, summed["loss"], grad_norm)
-        lr = state.optimizer.set_lr(lr_factor(optim, state.step, progress(state, config, optim)))
+        lr = state.optimizer.set_lr(slower * lr_factor(optim, state.step, progress(state, config, optim)))
         figures: dict[str, float] = {}
         if updated:
             figures = state.optimizer.step()

@@ -9,6 +9,31 @@ from pydantic import Field, model_validator
 from quietreasoning.config import Settings
 
 
+class QuantConfig(Settings):
+    """Training for integers: the backbone's linear layers compute as they will when deployed
+    (docs/quantisation.md)."""
+
+    weight_bits: Literal[8, 4] = 8
+    """Bits of a weight; one scale an output channel."""
+    activation_bits: Literal[8] | None = 8
+    """Bits of what goes into a layer, one scale a token, taken anew each time; null leaves it in floats."""
+    group: int | None = Field(default=None, ge=8)
+    """Inputs that share a scale of a 4-bit weight, such as 32; null: all of them."""
+    start: float = Field(default=0.8, ge=0, le=1)
+    """Share of the stage's budget that passes before layers compute in integers; 0: from the first step."""
+    lr_multiplier: float = Field(default=0.1, gt=0)
+    """Of the learning rate from then on."""
+    exclude: tuple[str, ...] = ("lm_head", "embed")
+    """Linear layers that stay in floats, by a part of their names such as down_proj or layers.0. The head and
+    the embeddings always do."""
+
+    @model_validator(mode="after")
+    def _groups_are_of_four_bits(self) -> QuantConfig:
+        if self.group is not None and self.weight_bits != 4:
+            raise ValueError(f"group={self.group} needs weight_bits=4; int8 weights have a scale a channel")
+        return self
+
+
 class TrainConfig(Settings):
     """Budget, batch, precision, sharding and guards of one stage."""
 
@@ -43,6 +68,8 @@ class TrainConfig(Settings):
     """Steps in a row with a loss or gradient that is not finite before the run stops; each one is skipped."""
     skip_spikes: bool = False
     """Skip a step whose loss or gradient norm lies over mean + 6 sigma of the last 128 steps."""
+    quant: QuantConfig | None = None
+    """Train for integer arithmetic, such as {start: 0.8}; null: floats."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> TrainConfig:

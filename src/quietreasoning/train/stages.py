@@ -21,6 +21,7 @@ from quietreasoning.track import Sinks
 from quietreasoning.train import checkpoint
 from quietreasoning.train.distributed import Machine
 from quietreasoning.train.loop import BadSteps, BatchAt, StepRecord, finished, train
+from quietreasoning.train.quantised import follow
 from quietreasoning.train.resume import Resume, find_resume, recipe_of
 from quietreasoning.train.rng import seed_all
 from quietreasoning.train.settings import TrainConfig
@@ -134,6 +135,7 @@ class _Run:
                 load_weights(here.path, method)
                 self.tokens = here.tokens_before
             method = self.one_stage(index, plan, method, here)
+        follow(method, plan.train, plan.train.steps or 0, plan.train.tokens or 0)  # its whole budget
         summary = RunSummary(
             method=method,
             checkpoint=self.last,
@@ -230,6 +232,7 @@ class _Run:
         """The rows of an evaluation. If it was interrupted, saves and raises `Stopped`."""
         rows: list[dict[str, Any]] = []
         interrupted = False
+        follow(state.method, plan.train, state.step, state.tokens)
         with state.evaluating() as method:
             try:
                 rows = plan.evaluate(method, state.global_step)

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,19 @@ class Verdict:
     seconds: float
 
 
-def run(code: str, limits: Limits = Limits(), *, stdin: str = "", program: bool = False) -> Verdict:
+def run(
+    code: str,
+    limits: Limits = Limits(),
+    *,
+    stdin: str = "",
+    program: bool = False,
+    inherit: Sequence[int] = (),
+) -> Verdict:
     """Run `code` and say whether it reached its end without an exception.
 
     program: leaving by `sys.exit(0)` counts as reaching the end, and `__name__` is "__main__". Without
     it (a candidate followed by its asserts) leaving early is a failure.
+    inherit: open file descriptors that the code may use under the same numbers, such as ends of pipes.
     """
     with tempfile.TemporaryDirectory(prefix="quiet-sandbox-", ignore_cleanup_errors=True) as folder:
         home = Path(folder).resolve()
@@ -80,7 +89,7 @@ def run(code: str, limits: Limits = Limits(), *, stdin: str = "", program: bool 
         try:
             (home / "job.json").write_text(json.dumps({**job, "verdict": write_end}))
             started = time.monotonic()
-            status = _spawn(home, write_end, limits.seconds)
+            status = _spawn(home, (write_end, *inherit), limits.seconds)
             seconds = time.monotonic() - started
             os.close(write_end)
             write_end = -1
@@ -99,7 +108,7 @@ def run(code: str, limits: Limits = Limits(), *, stdin: str = "", program: bool 
     return Verdict(False, why, stdout, seconds)
 
 
-def _spawn(home: Path, write_end: int, seconds: float) -> int | None:
+def _spawn(home: Path, inherit: Sequence[int], seconds: float) -> int | None:
     """Exit status of the child, or None where it ran out of time. Nothing of its group survives."""
     environment = {
         "PATH": "/usr/bin:/bin", "HOME": str(home), "TMPDIR": str(home), "PYTHONHASHSEED": "0",
@@ -114,7 +123,7 @@ def _spawn(home: Path, write_end: int, seconds: float) -> int | None:
             stderr=subprocess.DEVNULL,
             cwd=home,
             env=environment,
-            pass_fds=(write_end,),
+            pass_fds=inherit,
             start_new_session=True,
         )
     try:

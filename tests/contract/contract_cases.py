@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
@@ -61,6 +62,14 @@ CASES: dict[str, tuple[str, dict]] = {
     "coconut": ("continuous", {"latents": 4, "per_step": 2, "visible_from": 2, "weights": {"step": 0}}),
     "codi": ("continuous", {"latents": 2, "weights": {"step": 0, "chain": 1, "match": 0.7}}),
     "chain": ("continuous", {"latents": 2, "weights": {"chain": 0.5}}),
+    "continuous-halt": (
+        "continuous",
+        {
+            "latents": 3,
+            "halt": {"temperature": 0.1, "hidden": 4, "threshold": 0.5},
+            "self_evaluation": {"weight": 0.5},
+        },
+    ),
     "slots": ("slots", {"blocks": 3, "loops": 3}),
     "slots-none": ("slots", {"blocks": 0, "weights": {"step": 0}}),
     "slots-wide": ("slots", {"blocks": 2, "width": 2, "loops": 3, "target": "step", "supervise": "all"}),
@@ -130,6 +139,25 @@ CASES: dict[str, tuple[str, dict]] = {
     "distill-jsd": (
         "distill",
         {"teacher": "a folder", "divergence": {"beta": 0.3}, "weights": {"kd": 1, "answer": 0}},
+    ),
+    "distill-spans": (
+        "distill",
+        {
+            "teacher": "a folder",
+            "steps": False,
+            "entropy": {"min_entropy": 0.5, "max_entropy": 3},
+            "hidden": {"pairs": 1},
+            "chunk": 4,
+            "weights": {"hidden": 0.1, "tool_name": 1, "arg_value": 1, "grammar": 1, "tool_choice": 0.5},
+        },
+    ),
+    "distill-own": (
+        "distill",
+        {
+            "teacher": "a folder",
+            "own": {"share": 0.6, "max_tokens": 4, "interleave": 3},
+            "weights": {"own": 1, "answer": 1, "kd": 0.1},
+        },
     ),
     "reasoner": ("reasoner", {"width": 16, "supervision_steps": 3, "cells": 8}),
     "reasoner-attention": (
@@ -287,6 +315,17 @@ def batch_of(rows: list[int]) -> Batch:
     )
 
 
+def spans_of(rows: list[int]) -> Batch:
+    """The rows with a class for each answer token, and for some what a grammar would allow there."""
+    batch = batch_of(rows)
+    classes_BA = (batch.answer_BA % 4).masked_fill(batch.answer_BA == IGNORE, IGNORE)
+    ids_V = torch.arange(-(-VOCAB // 8) * 8)
+    allows_BAV = (ids_V % 3 == 0) | (ids_V == batch.answer_BA[..., None])
+    told_BA = (classes_BA > 0) & (batch.answer_BA % 5 != 0)
+    bits_BAV = (allows_BAV & told_BA[..., None] & (ids_V < VOCAB)).numpy()
+    return replace(batch, classes_BA=classes_BA, allowed_BAW=torch.from_numpy(np.packbits(bits_BAV, axis=-1)))
+
+
 def text_of(rows: list[int]) -> Batch:
     """Running text: rows that are prompts alone, of 5 to 16 tokens."""
     made = [[token for at in range(2) for token in row_of(2 * row + at)[0]] for row in rows]
@@ -325,6 +364,8 @@ def rows_of(case: str):
         return empty_of
     if case.startswith("bake"):
         return taught_of
+    if case.endswith("-spans"):
+        return spans_of
     return text_of if case.endswith("-text") else batch_of
 
 

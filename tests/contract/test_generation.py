@@ -29,11 +29,11 @@ ROWS = [0, 1, 2, 4, 5]
 WRITES_CHAIN = [
     case
     for case, (name, s) in CASES.items()
-    if name in ("cot", "bake", "thoughts", "distill") or "visible_from" in s
+    if (name in ("cot", "bake", "thoughts", "distill") and s.get("steps", True)) or "visible_from" in s
 ]
 APART = (*WORKSPACE, *GRIDS)  # whose thoughts stand at no position of the backbone
 IN_TOKENS = [case for case in CASES if case not in APART]
-SILENT = ("plain", "bake", "bake-pursuit", "distill", "distill-jsd")
+SILENT = ("plain", "bake", "bake-pursuit", *(case for case in CASES if case.startswith("distill")))
 OWN = [case for case in IN_TOKENS if case.startswith("thoughts")]  # tests/methods/test_thoughts.py
 THINKS = [
     case for case in IN_TOKENS if case not in (*SILENT, *OWN) and not case.endswith(("-none", "-start"))
@@ -171,7 +171,7 @@ def as_gold(method, row) -> Batch:
     [
         case
         for case in CASES
-        if not case.endswith(("-only", "-all", "-text", "-grpo", "-per-step", "-pursuit"))
+        if not case.endswith(("-only", "-all", "-text", "-grpo", "-per-step", "-pursuit", "-spans", "-own"))
         and not case.startswith(("bake", "thoughts"))
         and case not in GRIDS
     ],

@@ -12,6 +12,7 @@ padded on the left, everything else on the right.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from pathlib import Path
@@ -23,6 +24,9 @@ from torch import Tensor, nn
 from quietreasoning.config import Settings
 
 IGNORE = -100
+Permit = Callable[[int, Sequence[int]], Tensor | None]
+"""(row of the prompts, tokens it has written after the answer prefix) -> bool [V] on any device: which ids
+may come next. None: all may. Where none may, end of sequence follows."""
 CONTROLS = ("zero", "shuffle", "mean", "noise", "filler")
 
 
@@ -218,10 +222,13 @@ class Method(nn.Module, ABC):
         max_new_tokens: int,
         control: str | None = None,
         effort: int | None = None,
+        permit: Permit | None = None,
     ) -> Response:
         """Answer greedily. `prompt_BP` is padded on the left with IGNORE.
 
         control: one of `CONTROLS`, corrupts the method's own thoughts; ValueError where it has none.
         effort: latent steps, loops or fillers in place of the trained number; ValueError where
         the method has no such dial.
+        permit: which tokens each row may write next; ValueError where the method does not write its answer
+        token by token behind an answer prefix that it was given.
         """

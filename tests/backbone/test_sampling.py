@@ -83,3 +83,22 @@ def test_missing_numbers_are_refused(backbone, prompts):
         write(backbone, prompts, UNIFORMS[:, :3], temperature=1.0)
     with pytest.raises(ValueError, match="must not be negative"):
         write(backbone, prompts, temperature=-1.0)
+
+
+def test_a_permit_decides_what_is_drawn_and_touches_no_other_row(backbone, prompts):
+    free = write(backbone, prompts, UNIFORMS, temperature=1.5)
+
+    def permit(row, tokens):
+        if row != 1:
+            return None
+        return torch.isin(torch.arange(VOCAB), torch.tensor([5, 7])) & (len(tokens) < 6)
+
+    for options in ({}, {"temperature": 1.5}):
+        held = write(backbone, prompts, UNIFORMS, permit=permit, eos=9, **options)
+        assert set(held[1][:6]) <= {5, 7} and held[1][6:] == [9]
+        if options:
+            assert set(held[1][:6]) == {5, 7}
+            whole = [row[: row.index(9) + 1] if 9 in row else row for row in free]
+            assert [held[0], *held[2:]] == [whole[0], *whole[2:]]
+    with pytest.raises(ValueError, match=r"a permit for \(3,\) tokens does not fit"):
+        write(backbone, prompts, permit=lambda row, tokens: torch.ones(3, dtype=torch.bool))

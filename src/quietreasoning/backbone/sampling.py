@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quietreasoning.backbone.model import Backbone, Past, last_hidden, role_of
-from quietreasoning.contract import IGNORE, Role
+from quietreasoning.contract import IGNORE, Permit, Role
 
 
 @torch.no_grad()
@@ -26,6 +26,7 @@ def sample(
     temperature: float = 0.0,
     uniforms_BN: Tensor | None = None,
     stop: Sequence[int] = (),
+    permit: Permit | None = None,
 ) -> list[list[int]]:
     """The tokens that follow `past`, a row each, until end of sequence, `stop` or the limit.
 
@@ -35,6 +36,7 @@ def sample(
     cumulative distribution. The same numbers give the same row in any batch, but for a number within rounding
     of the edge between two tokens: padding changes the last bits of a state.
     stop: a sequence of tokens that ends a row.
+    permit: which tokens may come next in a row that is not over, see contract.py.
 
     hidden_BD is the state that predicts the first token; `past` grows in place (fork it to keep it). A row
     that has ended feeds padding, which no other row sees. ValueError where numbers are missing or too few.
@@ -47,6 +49,8 @@ def sample(
     open_B = torch.ones(len(hidden_BD), dtype=torch.bool, device=hidden_BD.device)
     for i in range(max_new_tokens):
         logits_BV = backbone.logits(hidden_BD)
+        if permit is not None:
+            logits_BV = permitted(logits_BV, permit, rows, open_B.tolist(), eos)
         if temperature > 0:
             token_B = draw(logits_BV, temperature, uniforms_BN[:, i])
         else:
@@ -64,6 +68,29 @@ def sample(
         states = backbone(token_B1, role_of(token_B1, Role.STEP), past)
         hidden_BD, past = last_hidden(states), states.past
     return rows
+
+
+def permitted(
+    logits_BV: Tensor, permit: Permit, rows: Sequence[Sequence[int]], is_open: Sequence[bool], eos: int
+) -> Tensor:
+    """The logits with -inf where an open row may not write; where it may write nothing, at all but `eos`.
+
+    rows: what each has written so far. ValueError where a permit speaks of another number of tokens than V.
+    """
+    masked_BV = logits_BV.clone()
+    for row, tokens in enumerate(rows):
+        allowed_V = permit(row, tokens) if is_open[row] else None
+        if allowed_V is None:
+            continue
+        if allowed_V.shape != logits_BV.shape[1:]:
+            raise ValueError(
+                f"a permit for {tuple(allowed_V.shape)} tokens does not fit the model's {logits_BV.shape[1]}"
+            )
+        if not allowed_V.any():
+            allowed_V = torch.zeros_like(allowed_V)
+            allowed_V[eos] = True
+        masked_BV[row].masked_fill_(~allowed_V.to(logits_BV.device), -torch.inf)
+    return masked_BV
 
 
 def draw(logits_BV: Tensor, temperature: float, uniform_B: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from quietreasoning.contract import (
     Markers,
     Method,
     MethodConfig,
+    Permit,
     Response,
     Role,
     StepOutput,
@@ -210,6 +211,7 @@ class StateCompressor(Method):
         max_new_tokens: int,
         control: str | None = None,
         effort: int | None = None,
+        permit: Permit | None = None,
     ) -> Response:
         raise UserError(
             "method compressor shortens states and answers nothing; quiet eval shows how well they come "

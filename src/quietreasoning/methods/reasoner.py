@@ -25,6 +25,7 @@ from quietreasoning.contract import (
     Markers,
     Method,
     MethodConfig,
+    Permit,
     Response,
     StepOutput,
     Term,
@@ -169,6 +170,7 @@ class RecursiveReasoner(Method):
         max_new_tokens: int,
         control: str | None = None,
         effort: int | None = None,
+        permit: Permit | None = None,
     ) -> Response:
         """The most likely token at every position, up to the first end of sequence.
 
@@ -179,6 +181,8 @@ class RecursiveReasoner(Method):
         if control is not None and control not in self.controls:
             choices = ", ".join(self.controls) or "none: it takes one step, between which and no other"
             raise ValueError(f"control={control!r} does not apply to reasoner; it takes {choices}")
+        if permit is not None:
+            raise ValueError("permit does not apply to reasoner: it writes all places at once")
         steps = self.config.supervision_steps if effort is None else effort
         if steps < 1:
             raise ValueError(f"effort={effort}: a reasoner needs at least 1 supervision step")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quietreasoning.backbone import Backbone, Past, States, last_hidden, role_of
 from quietreasoning.backbone.sampling import sample
-from quietreasoning.contract import Markers, Method, Response, Role
+from quietreasoning.contract import Markers, Method, Permit, Response, Role
 from quietreasoning.methods.sequence import filler_embedding, prefix_ids
 from quietreasoning.nn.corrupt import corrupt
 
@@ -40,10 +40,15 @@ class Speaker(Method):
 
     @abstractmethod
     def say(
-        self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int
+        self,
+        prompt_BP: Tensor,
+        control: str | None,
+        effort: int | None,
+        limit: int,
+        permit: Permit | None = None,
     ) -> tuple[list[list[int]], Ready]:
         """What is written, at most `limit` tokens a row, and what stood before it; ValueError for a bad
-        effort."""
+        effort, and for a permit where the answer prefix was not given (`self.unpermitted`)."""
 
     @torch.no_grad()
     def generate(
@@ -53,10 +58,11 @@ class Speaker(Method):
         max_new_tokens: int,
         control: str | None = None,
         effort: int | None = None,
+        permit: Permit | None = None,
     ) -> Response:
         self.refuse(control, effort)
         started = time.perf_counter()
-        rows, ready = self.say(prompt_BP, control, effort, max_new_tokens)
+        rows, ready = self.say(prompt_BP, control, effort, max_new_tokens, permit)
         return respond(rows, self.markers, ready, started)
 
     def refuse(self, control: str | None, effort: int | None) -> None:
@@ -68,6 +74,13 @@ class Speaker(Method):
         if effort is not None and not self.takes_effort:
             raise ValueError(f"effort={effort} does not apply to {name}, which has no latent steps to vary")
 
+    def unpermitted(self) -> ValueError:
+        """What a permit meets in a method that writes more than its answer."""
+        return ValueError(
+            f"permit does not apply to {self.config.name} as configured: it writes the answer prefix itself, "
+            "and what comes before"
+        )
+
 
 class Writer(Speaker):
     """A method that reads, then writes its answer token by token."""
@@ -77,15 +90,24 @@ class Writer(Speaker):
         """Everything before the answer. limit: most tokens a row may write; ValueError for a bad effort."""
 
     def say(
-        self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int
+        self,
+        prompt_BP: Tensor,
+        control: str | None,
+        effort: int | None,
+        limit: int,
+        permit: Permit | None = None,
     ) -> tuple[list[list[int]], Ready]:
         ready = self.prepare(prompt_BP, control, effort, limit)
-        return self.write(ready.states, limit), ready
+        if permit is not None and not ready.given:
+            raise self.unpermitted()
+        return self.write(ready.states, limit, permit), ready
 
-    def write(self, states: States, limit: int) -> list[list[int]]:
+    def write(self, states: States, limit: int, permit: Permit | None = None) -> list[list[int]]:
         """What the model says after `states`, a row each."""
         eos = self.markers.eos
-        return greedy(self.backbone, states.past, last_hidden(states), max_new_tokens=limit, eos=eos)
+        return greedy(
+            self.backbone, states.past, last_hidden(states), max_new_tokens=limit, eos=eos, permit=permit
+        )
 
     def prefix(self, prompt_BP: Tensor) -> tuple[Tensor, Tensor]:
         """Ids and roles [B, M] of the answer prefix behind each prompt."""
@@ -103,14 +125,20 @@ class Writer(Speaker):
 
 
 def greedy(
-    backbone: Backbone, past: Past, hidden_BD: Tensor, *, max_new_tokens: int, eos: int
+    backbone: Backbone,
+    past: Past,
+    hidden_BD: Tensor,
+    *,
+    max_new_tokens: int,
+    eos: int,
+    permit: Permit | None = None,
 ) -> list[list[int]]:
     """Write the most likely tokens until end of sequence or the limit.
 
     A row that has ended feeds padding, which no other row sees: answers do not depend on the batch.
     `past` grows in place. Rows do not keep the end of sequence.
     """
-    rows = sample(backbone, past, hidden_BD, max_new_tokens=max_new_tokens, eos=eos)
+    rows = sample(backbone, past, hidden_BD, max_new_tokens=max_new_tokens, eos=eos, permit=permit)
     return [row[:-1] if row[-1:] == [eos] else row for row in rows]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import huber_loss
 
 from quietreasoning.backbone.tree import read_tree
-from quietreasoning.contract import Batch, Examined, StepOutput, Term
+from quietreasoning.contract import Batch, Examined, Permit, StepOutput, Term
 from quietreasoning.losses import thoughts as losses
 from quietreasoning.methods.grpo import still
 from quietreasoning.methods.thoughts import examining, reading
@@ -129,6 +129,13 @@ class Thinker(Thinking):
         return examining.examine(self, batch)
 
     def say(
-        self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int
+        self,
+        prompt_BP: Tensor,
+        control: str | None,
+        effort: int | None,
+        limit: int,
+        permit: Permit | None = None,
     ) -> tuple[list[list[int]], Ready]:
+        if permit is not None:
+            raise self.unpermitted()
         return speak(self, prompt_BP, control, effort, limit)

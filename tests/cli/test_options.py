@@ -23,6 +23,10 @@ OPTIONS = {
     "generate": ["run", "--prompt", "--effort", "--max-new-tokens"],
     "chat": ["run", "--effort", "--max-new-tokens"],
     "export": ["run", "folder", "--dtype", "--json"],
+    "migrate": [
+        *("folder", "out", "--tokenizer", "--trim", "--add", "--add-special", "--rows"),
+        *("--pad-to-multiple", "--json"),
+    ],
     "push": [
         *("run", "repo", "--dry-run", "--private", "--revision", "--out", "--license", "--base"),
         *("--with-base", "--json"),

@@ -22,7 +22,7 @@ FLOORS = (
     {"train", "evaluate"},
     {"report"},
     {"build"},
-    {"proof", "planning", "harvest", "capture", "push", "export"},
+    {"proof", "planning", "harvest", "capture", "push", "export", "migrate"},
     {"gates"},
     {"run"},
     {"demo"},

@@ -7,7 +7,7 @@ import os
 import typer
 
 from quietreasoning import __version__
-from quietreasoning.cli import data, export, look, push, results, score, talk, teacher, train
+from quietreasoning.cli import data, export, look, migrate, push, results, score, talk, teacher, train
 
 # GNU OpenMP threads spin while they wait. Where another process takes a core, that makes small models three
 # times slower or worse; giving up early costs a few per cent when idle. Must be set before torch loads.
@@ -27,6 +27,7 @@ COMMANDS = {
     "push": push.push,
     "score": score.score,
     "export": export.export,
+    "migrate": migrate.migrate,
 }
 
 app = typer.Typer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from quietreasoning.evaluate.claims.statements import segments
+from quietreasoning.data.spans.sentences import segments
 
 LEAST_WORDS = 4  # shorter ones may be an answer: "Is it 4 or 5?" "It is 5."
 _FENCE = re.compile(r"^[ \t]*```[^\n]*\n.*?(?:^[ \t]*```|\Z)", re.M | re.S)

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from quietreasoning.config import OneOf
+from quietreasoning.data.spans.sentences import segments
 from quietreasoning.evaluate.claims.judge import CONTRADICTED, NOT_FOUND
 from quietreasoning.evaluate.claims.scorer import ClaimScorer
-from quietreasoning.evaluate.claims.statements import CATEGORIES, Claim, claims_of, segments
+from quietreasoning.evaluate.claims.statements import CATEGORIES, Claim, claims_of
 from quietreasoning.evaluate.rules.base import Context, Finding, Mark, Rule, at_end
 
 CategoryName = Annotated[str, OneOf("category of claims", CATEGORIES)]

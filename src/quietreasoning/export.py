@@ -1,7 +1,8 @@
 """`quiet export RUN FOLDER`: the language model of a run as a folder that transformers opens.
 
-Adapters are merged. Thinking tokens that no training row holds are cut off again. What was written is loaded
-back and asked: it must say what the run says.
+Adapters are merged. Layers that were trained for integers may be written as such. Thinking tokens that no
+training row holds are cut off again. What was written is loaded back and asked: it must say what the run
+says.
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from quietreasoning.backbone import torchao_folder
 from quietreasoning.backbone.export import merge, reopened, save, trim
+from quietreasoning.backbone.quant import prepare_model
 from quietreasoning.build import Loaded, StageConfig, open_run
 from quietreasoning.config import UserError
 from quietreasoning.data.config import build_task
 from quietreasoning.data.tags import THINKING
 from quietreasoning.data.thinking import forget_new, new_rows
 from quietreasoning.data.tokenizers import load_tokenizer, save_tokenizer
+from quietreasoning.nn.fake_quant import Bits, restore, switch
+from quietreasoning.train.checkpoint import read_json
+from quietreasoning.train.settings import QuantConfig
 
 ALONE = ("plain", "cot", "lm", "bake")  # methods that answer as the language model alone would
 DTYPES = ("float32", "bfloat16", "float16")
@@ -38,14 +44,21 @@ class Exported:
     notes: list[str]
 
 
-def export(path: str, out: str, dtype: str | None = None) -> Exported:
-    """UserError where there is no such run or dtype, the folder holds files, or what was written says
-    something else."""
+def export(
+    path: str, out: str, dtype: str | None = None, *, int8: bool = False, torchao: bool = False
+) -> Exported:
+    """int8: write linear layers as the integers they were trained for, or as int8. torchao: in its tensors.
+
+    UserError where there is no such run, dtype or integers, the folder holds files, or what was written says
+    something else.
+    """
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is there already; name a new folder")
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: no such precision; choose one of {', '.join(DTYPES)}")
+    if torchao and not int8:
+        raise UserError("--torchao: has no effect without --int8")
     loaded = open_run(path)
     model, tokenizer = loaded.method.backbone.model, loaded.encoder.tokenizer
     name, notes = loaded.method.config.name, []
@@ -56,18 +69,42 @@ def export(path: str, out: str, dtype: str | None = None) -> Exported:
     cut = unused_thinking(loaded)
     vocab_size = loaded.method.backbone.vocab_size - len(cut)
     ids_BT = torch.randint(0, vocab_size, ASKED, generator=torch.Generator().manual_seed(0)).to(loaded.device)
-    said_BTV = answers(model, ids_BT)[..., :vocab_size]
-    merge(model)
+    stage = loaded.config.stages[read_json(loaded.checkpoint / "state.json")["stage_index"]]
+    said_BTV = said(model, ids_BT, stage.train.quant, int8, torchao, notes)[..., :vocab_size]
     if cut:
         trim(model, vocab_size)
         notes.append(f"no training row holds a thinking token: the {len(cut)} that were added are cut off")
-    model.to(getattr(torch, dtype) if dtype else model.dtype)
-    save(model, folder, eos=loaded.encoder.markers().eos)
+    precision = getattr(torch, dtype) if dtype else model.dtype
+    folder.mkdir(parents=True, exist_ok=True)
+    save(model, folder, eos=loaded.encoder.markers().eos, dtype=precision, torchao=torchao)
     save_tokenizer(forget_new(tokenizer), folder)
     forget(folder, cut)
     distance = compare(folder, said_BTV, ids_BT)
     files = [(str(p.relative_to(folder)), p.stat().st_size) for p in sorted(folder.rglob("*")) if p.is_file()]
     return Exported(folder, files, distance, notes)
+
+
+def said(
+    model: nn.Module, ids_BT: Tensor, quant: QuantConfig | None, int8: bool, torchao: bool, notes: list[str]
+) -> Tensor:
+    """What the folder must say, [B, T, V]; leaves `model` merged, and countable for integers alone."""
+    restore(model)
+    floats_BTV = answers(model, ids_BT)
+    merge(model)
+    if quant is not None and not int8:
+        notes.append("trained for integers, written in floats: --int8 writes what the run was evaluated as")
+    if not int8:
+        return floats_BTV
+    bits = Bits() if quant is None else Bits(quant.weight_bits, quant.activation_bits, quant.group)
+    if torchao:
+        torchao_folder.require(bits)
+    prepare_model(model, bits, () if quant is None else quant.exclude)
+    switch(model, True)
+    counted_BTV = answers(model, ids_BT)
+    away = float((counted_BTV - floats_BTV).norm() / floats_BTV.norm())
+    trained = "" if quant is not None else "; nothing was trained for it, see train.quant"
+    notes.append(f"{bits.weight}-bit weights move the logits by {away:.1e} of the floats'{trained}")
+    return counted_BTV
 
 
 def unused_thinking(loaded: Loaded) -> list[str]:

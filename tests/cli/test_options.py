@@ -22,7 +22,7 @@ OPTIONS = {
     "list": [],
     "generate": ["run", "--prompt", "--effort", "--max-new-tokens"],
     "chat": ["run", "--effort", "--max-new-tokens"],
-    "export": ["run", "folder", "--dtype", "--json"],
+    "export": ["run", "folder", "--dtype", "--int8", "--torchao", "--json"],
     "migrate": [
         *("folder", "out", "--tokenizer", "--trim", "--add", "--add-special", "--rows"),
         *("--pad-to-multiple", "--json"),

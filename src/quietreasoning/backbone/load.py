@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from quietreasoning.backbone import int_folder
 from quietreasoning.backbone.config import BackboneConfig, ScratchConfig
 from quietreasoning.backbone.model import Backbone, context_of, layer_types, role_of
 from quietreasoning.backbone.new_rows import Starts, grow, train_new_rows
@@ -82,6 +83,9 @@ def meta_backbone(
             shape, dtype=getattr(torch, config.dtype), attn_implementation=config.attention
         )
         _drop_idle_norm(model)
+        counted = int_folder.described(shape, f"backbone.path={config.path}")
+        if counted:
+            int_folder.hollow(model, *counted)
         if config.path is not None and starts:
             grow(model, vocab_size, starts, f"backbone.path={config.path}")
         return Backbone(_tuned(model, config, starts), config, identity)
@@ -164,6 +168,13 @@ def _load_pretrained(
     where = f"{key}={config.path}"
     shape = _read_shape(config, key)
     folder = Path(config.path)
+    if getattr(shape, "quantization_config", None) is not None:
+        if config.tune != "frozen":
+            raise UserError(
+                f"{where}: its weights are integers, which do not train. Set backbone.tune=frozen."
+            )
+        if int_folder.described(shape, where):
+            return int_folder.load(shape, folder, dtype, config.attention, where)
     if shape_will_do and folder.is_dir() and not any(folder.glob("*.safetensors")):
         return AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=config.attention)
     if not sys.stderr.isatty():  # in a log file the bar would be a long line of every load
@@ -180,7 +191,7 @@ def _load_pretrained(
             ignore_mismatched_sizes=True,  # they are named and refused below
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, ImportError) as error:
         raise UserError(_refusal(where, error)) from error
     wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
     if wrong or info["mismatched_keys"]:
@@ -203,6 +214,8 @@ def _refusal(where: str, error: Exception) -> str:
         return f"{where}: no such folder. Give a folder written by save_pretrained, or a hub id."
     if "attention implementation" in text:
         return f"{where}: this model does not support the implementation. Set backbone.attention=eager."
+    if isinstance(error, ImportError) or "requires torchao" in text:
+        return f"{where}: {text} Install it, or write the folder without --torchao."
     if "no file named model.safetensors" in text:
         return f"{where}: no safetensors weights; pickled weights are never loaded. Convert the model first."
     return f"{where}: cannot be loaded: {text} Give a folder written by save_pretrained, or a hub id."
@@ -281,7 +294,9 @@ def _check_family(backbone: Backbone, where: str) -> None:
     except (TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{where}: cannot read embeddings with a cache ({_line(error)}).") from error
     backbone.train(was_training)
-    allowed = 1e-3 if whole.dtype == torch.float32 else 3e-2
+    counted = getattr(backbone.model.config, "quantization_config", None) is not None
+    exact = whole.dtype == torch.float32 and not counted  # the last bit of a float may turn an integer over
+    allowed = 1e-3 if exact else 3e-2
     for fault, got, wanted in (
         ("changes its logits after the head", backbone.logits(whole), own),
         ("lets a token see later ones", whole[:, :3], start.hidden_BTD),

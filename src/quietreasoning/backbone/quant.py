@@ -14,6 +14,7 @@ from quietreasoning.config import UserError
 from quietreasoning.nn import fake_quant
 from quietreasoning.nn.fake_quant import Bits
 from quietreasoning.nn.int_linear import PACKED
+from quietreasoning.workspace import WorkspaceForCausalLM
 
 KEPT = ("lm_head", "embed")  # always in floats: an exclusion of these may name nothing
 
@@ -21,25 +22,37 @@ KEPT = ("lm_head", "embed")  # always in floats: an exclusion of these may name 
 def prepare(backbone: Backbone, bits: Bits, exclude: Sequence[str] = ()) -> None:
     """Make the linear layers of `backbone` countable and leave them off; also on the meta device.
 
-    Keys, parameters and values stay. Raises UserError for adapters, for a model that multiplies with weights
-    outside of linear layers, where nothing is left to count, and for an exclusion that names nothing.
+    Keys, parameters and values stay. Raises UserError for adapters, and as `prepare_model`.
     """
-    fake_quant.prepare(backbone.model, countable(backbone, bits, exclude), bits)
-
-
-def countable(backbone: Backbone, bits: Bits, exclude: Sequence[str]) -> list[str]:
-    """Names of the layers that would count; UserError as `prepare`."""
-    model = backbone.model
     if backbone.tune == "lora":
         raise UserError(
             "train.quant: base weights with adapters beside them are not the weights that would be deployed. "
             "Train the adapters without it, merge them with quiet export RUN FOLDER, then set "
             "backbone.path=FOLDER backbone.tune=full."
         )
-    if backbone.is_workspace:
+    prepare_model(backbone.model, bits, exclude)
+
+
+def prepare_model(model: nn.Module, bits: Bits, exclude: Sequence[str] = ()) -> None:
+    """The same of a language model without adapters.
+
+    Raises UserError for a model that multiplies with weights outside of linear layers, where nothing is left
+    to count, for an exclusion that names nothing, and for sizes that do not divide.
+    """
+    fake_quant.prepare(model, countable(model, bits, exclude), bits)
+
+
+def countable(model: nn.Module, bits: Bits, exclude: Sequence[str]) -> list[str]:
+    """Names of the layers that would count; UserError as `prepare_model`."""
+    if isinstance(model, WorkspaceForCausalLM):
         raise UserError(
             "train.quant: a workspace model multiplies with weights outside of its linear layers. Choose a "
             "Llama-like backbone, or set train.quant=null."
+        )
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise UserError(
+            "train.quant: the weights of this backbone are integers already. Give the float model, or set "
+            "train.quant=null."
         )
     head = model.get_output_embeddings()
     linear = {name: m for name, m in model.named_modules() if type(m) is nn.Linear and m is not head}

@@ -16,6 +16,10 @@ def export(
     dtype: str = typer.Option(
         None, "--dtype", help="float32, bfloat16 or float16; default: as it was trained."
     ),
+    int8: bool = typer.Option(
+        False, "--int8", help="Linear layers as integers: as train.quant has them, else int8."
+    ),
+    torchao: bool = typer.Option(False, "--torchao", help="With --int8: in the tensors of torchao."),
     json: str = JSON,
 ) -> None:
     """Write the language model of a run as a folder that transformers opens."""
@@ -23,7 +27,7 @@ def export(
     from quietreasoning.export import export as written
 
     with json_alone(json):
-        found = written(run, folder, dtype)
+        found = written(run, folder, dtype, int8=int8, torchao=torchao)
         print_table(("file", "size"), [(name, human_bytes(size)) for name, size in found.files])
         for note in found.notes:
             typer.echo(f"quiet: note: {note}", err=True)

@@ -39,7 +39,7 @@ def test_options_belong_to_the_task():
 
 def test_every_task_says_what_it_is():
     for name, task in TASKS.items():
-        assert task.name == name and task.scorer in ("exact", "numeric", "code", "call")
+        assert task.name == name and task.scorer in ("exact", "numeric", "code", "call", "turn")
         assert task.describe and "\n" not in task.describe and len(task.describe) < 90
         assert task.splits[-1] == "test"
 

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from quietreasoning.data.example import Example
+from quietreasoning.data.spans.dialects import parse_any
 from quietreasoning.evaluate.sandbox import Limits, run
-from quietreasoning.evaluate.tool_scores import asks_call, exact_call
+from quietreasoning.evaluate.tool_scores import asks_call, exact_call, same_calls, valid_call
 
 NUMBER = re.compile(
     r"""(?P<sign>[-+]?)\s*[$€£]?\s*(?P<sign2>-?)
@@ -73,6 +74,19 @@ def call(text: str, example: Example) -> bool:
     return exact_call(text, example) if asks_call(example) else exact(text, example)
 
 
+def turn(text: str, example: Example) -> bool:
+    """An assistant's turn: where `meta["calls"]` has gold calls, those calls in any dialect, each once and no
+    others, under the schemas of `meta["tools"]` if there are any, whatever is said beside them; else as
+    `exact`."""
+    gold, tools = example.meta.get("calls", ()), example.meta.get("tools", ())
+    if not gold:
+        return exact(text, example)
+    parsed = parse_any(text)
+    made = [{"name": call.name, "arguments": dict(call.arguments)} for call in parsed.calls]
+    fits = all(valid_call(call, tools) for call in made) if tools else True
+    return not parsed.faults and fits and same_calls(made, gold)
+
+
 def _complete(prefix: str, source: str, entry: str | None) -> str:
     """Prefix and text as one program. The prefix stays in any case: it holds the imports."""
     if entry is not None and re.search(rf"^def {re.escape(entry)}\b", source, re.MULTILINE):
@@ -131,4 +145,5 @@ SCORERS: dict[str, Callable[[str, Example], bool]] = {
     "numeric": numeric,
     "code": code,
     "call": call,
+    "turn": turn,
 }

@@ -51,7 +51,7 @@ def score_calls(text: str, gold: Calls, tools: Sequence[Mapping[str, Any]]) -> C
         valid=float(valid),
         tool=float(tool),
         argument_f1=_argument_f1(said, gold, tool),
-        exact=float(valid and tool and _all_same(said, gold)),
+        exact=float(valid and tool and same_calls(said, gold)),
     )
 
 
@@ -120,7 +120,7 @@ def exact_call(text: str, example: Example) -> bool:
     `meta["tools"]`, where a task gives it, declares the schemas that they must keep as well.
     """
     said, gold, tools = read_calls(text), read_calls(example.answer), example.meta.get("tools")
-    if said is None or gold is None or not _all_same(said, gold):
+    if said is None or gold is None or not same_calls(said, gold):
         return False
     return tools is None or all(valid_call(call, tools) for call in said)
 
@@ -164,7 +164,8 @@ def _argument_f1(said: Calls, gold: Calls, tool: bool) -> float:
     return 2 * right / total
 
 
-def _all_same(said: Calls, gold: Calls) -> bool:
+def same_calls(said: Calls, gold: Calls) -> bool:
+    """Whether they are the gold calls, each once, in any order, and no others."""
     left = list(said)
     for wanted in gold:
         index = next((i for i, call in enumerate(left) if same(call, wanted)), None)

@@ -16,6 +16,7 @@ from quietreasoning.data.tasks.permutation import PermutationProduct
 from quietreasoning.data.tasks.pointer import Pointer
 from quietreasoning.data.tasks.prosqa import ProsQA
 from quietreasoning.data.tasks.reachability import Reachability
+from quietreasoning.data.tasks.rows import TeacherRows
 from quietreasoning.data.tasks.strategies import Strategies
 from quietreasoning.data.tasks.strategies_file import StrategiesFile
 from quietreasoning.data.tasks.sudoku import Sudoku
@@ -34,7 +35,7 @@ _GENERATED = (
     Strategies,
     Tools,
 )
-_FROM_FILES = (Jsonl, GSM8K, ProsQA, HumanEval, MBPP, AIME, Apps, Pairs, StrategiesFile, Text)
+_FROM_FILES = (Jsonl, GSM8K, ProsQA, HumanEval, MBPP, AIME, Apps, Pairs, StrategiesFile, TeacherRows, Text)
 TASKS: dict[str, type[Task]] = {task.name: task for task in (*_GENERATED, *_FROM_FILES)}
 
 __all__ = ["TASKS", "GeneratedTask", "Task"]

@@ -30,6 +30,7 @@ from quietreasoning.config import UserError
 from quietreasoning.contract import Method
 from quietreasoning.data.config import build_task
 from quietreasoning.data.tokenizers import save_tokenizer
+from quietreasoning.equip import equip
 from quietreasoning.evaluate.judging import Judgement
 from quietreasoning.gates import check_gate, hold
 from quietreasoning.layers import SECTIONS, diff
@@ -85,18 +86,18 @@ def train_run(resolved: Resolved, *, resume: bool = False, dry_run: bool = False
 
 def plan_stage(builder: Builder, stage: StageConfig, stop: StopFlag, machine: Machine) -> StagePlan:
     """The stage as functions: the loop knows neither methods nor data nor evaluation."""
-    config, context = builder.config, 0
+    config, method = builder.config, None
 
     def make_method(before: Method | None) -> Method:
-        nonlocal context
+        nonlocal method
         method = builder.method(stage, before)
-        context = method.backbone.context
         return method
 
     def make_batches():
         notes: list[str] = []
-        batches = builder.batches(stage, context, notes, stop.check)
+        batches = builder.batches(stage, method.backbone.context, notes, stop.check)
         batches.prepare(check=stop.check)
+        equip(method, batches.examples, batches.encoder, build_task(stage.data).scorer)
         if machine.main:
             for note in notes:
                 print(note, file=sys.stderr)
@@ -125,7 +126,9 @@ def diagnose(builder: Builder, stop: StopFlag | None = None) -> list[Diagnosis]:
         if stage.train.steps == 0:
             continue  # nothing will be trained
         check = stop.check if stop is not None else lambda: None
-        batch = builder.batches(stage, method.backbone.context, [], check).batch_at(0)
+        batches = builder.batches(stage, method.backbone.context, [], check)
+        equip(method, batches.examples, batches.encoder, build_task(stage.data).scorer, probing=True)
+        batch = batches.batch_at(0)
         optim = stage.optim if stage.train.steps != 0 else None  # rates of what was frozen name nothing
         found.append(examine(method, batch, label=stage.name, optim=optim, enable=stage.train.enable))
         check()

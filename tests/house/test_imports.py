@@ -21,7 +21,7 @@ FLOORS = (
     {"methods", "data", "track"},
     {"train", "evaluate"},
     {"report"},
-    {"build"},
+    {"build", "equip"},
     {"proof", "planning", "harvest", "capture", "push", "export", "migrate"},
     {"gates"},
     {"run"},

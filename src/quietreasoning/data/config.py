@@ -27,6 +27,14 @@ class SpanFormat(Settings):
     grammar: bool = False
     """Also say which ids the grammar of a call allows at each of its tokens, by the declared schemas."""
 
+    @model_validator(mode="after")
+    def _grammar_has_a_dialect(self) -> SpanFormat:
+        if self.grammar and self.dialect not in ("json", "hermes"):
+            raise ValueError(
+                f"spans.grammar knows dialect json or hermes, not {self.dialect}; name one of them"
+            )
+        return self
+
 
 class Format(Settings):
     prompt_suffix: str = "\n"

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -22,7 +21,7 @@ from quietreasoning.data.config import Format
 from quietreasoning.data.example import Example
 from quietreasoning.data.padding import Ids, pad_left, pad_right, pad_steps
 from quietreasoning.data.results import result_tokens
-from quietreasoning.data.spans.answer import AnswerReader
+from quietreasoning.data.spans.answer import AnswerReader, AnswerTokens, padded
 from quietreasoning.data.tasks.base import digest
 from quietreasoning.data.thinking import plain_ids, thinking_ids
 
@@ -42,7 +41,7 @@ class Encoded:
     answer: Ids  # ends with the end of sequence
     rare: int = IGNORE  # 1: the answer is a long-tail fact, 0: a popular one
     instructed: Ids | None = None  # the prompt under `format.instruction`, where there is one
-    classes: NDArray[np.int64] | None = None  # Kind of each answer token under `format.spans`
+    tokens: AnswerTokens | None = None  # what the answer's are, under `format.spans`
 
 
 class Encoder:
@@ -222,7 +221,7 @@ class Encoder:
             answer_BA=pad_right([row.answer for row in rows]),
             rare_B=torch.tensor([row.rare for row in rows], dtype=torch.int64),
             instructed_BP=None if rows[0].instructed is None else pad_left([row.instructed for row in rows]),
-            classes_BA=None if rows[0].classes is None else pad_right([row.classes for row in rows]),
+            **padded([row.tokens for row in rows]),
         )
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
@@ -271,7 +270,7 @@ class Encoder:
             answer=np.append(answer, np.int32(self._eos)),
             rare=int(example.meta.get("rare", IGNORE)),
             instructed=instructed,
-            classes=None if self._reader is None else self._reader.read(example),
+            tokens=None if self._reader is None else self._reader.read(example),
         )
         length = self._length(example, prompt, instructed)
         if len(prompt) == 0 or not self._fits(len(prompt), length):

@@ -32,13 +32,14 @@ def token_log_probs(logits_NV: Tensor, ids_N: Tensor, temperature: float = 1.0) 
     return logits_NV.gather(1, ids_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
 
 
-def rewards(right_BG: Tensor, length_BG: Tensor, limit: int, length: float = 0.0) -> Tensor:
-    """1 for a right answer, less length * tokens / limit in groups in which somebody is right.
+def rewards(worth_BG: Tensor, length_BG: Tensor, limit: int, length: float = 0.0) -> Tensor:
+    """What an answer is worth in [0, 1], less length * tokens / limit in groups in which somebody is right,
+    which is worth 1.
 
-    Where nobody is, no reward is given: being short must not be all that is learned from a hard question.
+    Where nobody is, nothing is taken off: being short must not be all that is learned from a hard question.
     """
-    right = right_BG.float()
-    return right - length * length_BG / limit * right_BG.any(1, keepdim=True)
+    worth = worth_BG.float()
+    return worth - length * length_BG / limit * (worth >= 1).any(1, keepdim=True)
 
 
 def group_advantages(

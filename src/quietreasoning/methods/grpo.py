@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from quietreasoning.backbone import Past, States, last_hidden, role_of
@@ -51,11 +51,22 @@ class GroupReward(Settings):
     """Divide an answer's share by its length (GRPO); false: do not (Dr. GRPO)."""
     updates: int = Field(1, ge=1)
     """Optimizer steps on the same answers; batches that come meanwhile are passed over."""
+    by: Literal["exact", "task", "rules"] = "exact"
+    """What an answer is worth. exact: 1 if it is the gold one, token for token; task: the task's own measure
+    in [0, 1]; rules: a rule file's."""
+    rules: str | None = None
+    """The rule file of `by: rules`."""
     length: float = Field(0.0, ge=0, le=1)
     """What an answer of `max_answer_tokens` loses against an empty one, in groups that have a right one."""
     least_visits: float = Field(0.2, gt=0, le=1)
     """Curriculum: share of the rows of a difficulty that is visited even where nearly all or no answers are
     right; 1 visits all rows. Difficulty is the number of gold steps."""
+
+    @model_validator(mode="after")
+    def _rules_have_a_file(self) -> GroupReward:
+        if (self.by == "rules") != (self.rules is not None):
+            raise ValueError("reward.by=rules and reward.rules=FILE belong together; give both or neither")
+        return self
 
 
 class GroupPolicy(nn.Module):
@@ -135,10 +146,14 @@ class GroupPolicy(nn.Module):
         tokens_NT = draw(
             method, states, uniforms_BU[rows_B.cpu(), 1:].reshape(-1, config.max_answer_tokens), config
         )
-        right_BG = exactly(tokens_NT, batch.answer_BA[rows_B].repeat_interleave(config.group, 0))
-        right_BG = right_BG.view(-1, config.group)
+        if config.by == "exact":
+            worth_N = exactly(tokens_NT, batch.answer_BA[rows_B].repeat_interleave(config.group, 0)).float()
+        else:
+            worth_N = method.judge(batch.row_B[rows_B].repeat_interleave(config.group), tokens_NT)
+        worth_BG = worth_N.to(tokens_NT.device).view(-1, config.group)
+        right_BG = worth_BG >= 1
         length_BG = (tokens_NT != IGNORE).sum(1).view(-1, config.group)
-        reward_BG = losses.rewards(right_BG, length_BG, config.max_answer_tokens, config.length)
+        reward_BG = losses.rewards(worth_BG, length_BG, config.max_answer_tokens, config.length)
         advantage_BG, told_B = losses.group_advantages(reward_BG, standardise=config.standardise)
         if learns:
             self.levels.observe(level_B[counts_B], right_BG[counts_B])
@@ -146,6 +161,7 @@ class GroupPolicy(nn.Module):
         of_answers = counts_B.sum() * config.group
         metrics = {
             "reward": ((reward_BG * counts_B[:, None]).sum(), of_answers),
+            "worth": ((worth_BG * counts_B[:, None]).sum(), of_answers),
             "right": ((right_BG & counts_B[:, None]).sum(), of_answers),
             "answer_length": ((length_BG * counts_B[:, None]).sum(), of_answers),
             "unfinished": ((~ended_N.view_as(right_BG) & counts_B[:, None]).sum(), of_answers),

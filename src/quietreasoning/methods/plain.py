@@ -7,28 +7,33 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from quietreasoning.backbone import role_of
-from quietreasoning.contract import Batch, MethodConfig, Role, StepOutput, Term
+from quietreasoning.backbone import Backbone, role_of
+from quietreasoning.contract import Batch, Markers, Role, StepOutput, Term
+from quietreasoning.methods.rewarded import Rewarded, RewardedConfig
 from quietreasoning.methods.sequence import AnswerWeights, count_labels, score_visible, visible_part
-from quietreasoning.methods.writing import Ready, Writer
+from quietreasoning.methods.writing import Ready
 
 
-class Plain(Writer):
+class Plain(Rewarded):
     """Direct answer, no thought. arXiv: none; every paper's "No-CoT" row."""
 
     controls = ()
     takes_effort = False
 
-    class Config(MethodConfig):
+    class Config(RewardedConfig):
         name: Literal["plain"] = "plain"
         """Direct answer."""
         weights: AnswerWeights = AnswerWeights()
         """Loss weights."""
 
-    def units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
+    def __init__(self, backbone: Backbone, config: Config, markers: Markers):
+        super().__init__(backbone, config, markers)
+        self.start_policy()
+
+    def supervised_units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
         return {"token": count_labels(batch, self.markers, None)}
 
-    def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
+    def supervised(self, batch: Batch, carry: Any = None) -> StepOutput:
         visible = visible_part(batch, self.markers, None)
         ids_BT = torch.cat([batch.prompt_BP, visible.ids_BT[:, :-1]], 1)
         role_BT = torch.cat([role_of(batch.prompt_BP, Role.PROMPT), visible.role_BT[:, :-1]], 1)

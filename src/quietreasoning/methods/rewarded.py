@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import Field
+from torch import Tensor
 
 from quietreasoning.backbone import Backbone
 from quietreasoning.contract import Batch, Markers, MethodConfig, StepOutput
@@ -42,6 +44,9 @@ class Rewarded(Writer):
     """
 
     config: RewardedConfig
+    judge: Callable[[Tensor, Tensor], Tensor] | None = None
+    """(row_N, tokens_NT) -> what each answer is worth [N] in [0, 1]; given by whoever builds a method whose
+    reward is not `exact`. A row is the example's place in its split; tokens keep their end of sequence."""
     slack = ("policy", "kl")  # zero where every group is dropped, and where the policy is the reference
 
     def __init__(self, backbone: Backbone, config: RewardedConfig, markers: Markers):

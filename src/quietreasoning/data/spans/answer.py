@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from quietreasoning.config import UserError
 from quietreasoning.contract import Kind
 from quietreasoning.data.config import SpanFormat
 from quietreasoning.data.example import Example
+from quietreasoning.data.padding import pad_right
+from quietreasoning.data.spans.allowed import allowed_tokens
+from quietreasoning.data.spans.call_grammar import CallGrammar
 from quietreasoning.data.spans.calls import Call, Parsed
 from quietreasoning.data.spans.classes import painted, token_classes
 from quietreasoning.data.spans.code import code_spans
@@ -19,6 +25,7 @@ from quietreasoning.data.spans.dialects import DIALECTS, parse_any
 from quietreasoning.data.spans.integration import integration_spans
 from quietreasoning.data.spans.offsets import tokenise
 from quietreasoning.data.spans.span import Span, moved
+from quietreasoning.data.spans.vocabulary import Vocabulary
 
 
 def answer_spans(example: Example, config: SpanFormat) -> tuple[Span, ...]:
@@ -39,18 +46,57 @@ def answer_spans(example: Example, config: SpanFormat) -> tuple[Span, ...]:
     return tuple(sorted((*taken, *_free(prose, taken)), key=lambda span: (span.start, span.end)))
 
 
+class AnswerTokens(NamedTuple):
+    """What the A tokens of an answer are, its end of sequence among them."""
+
+    classes_A: NDArray[np.int64]  # Kind
+    allowed_AW: NDArray[np.uint8] | None  # packed bits, 0 where the grammar says nothing; None without it
+
+
 class AnswerReader:
     """From examples to what their answers' tokens are."""
 
     def __init__(self, tokenizer: Any, config: SpanFormat):
         self.tokenizer, self.config = tokenizer, config
 
-    def read(self, example: Example, before: str = " ") -> NDArray[np.int64]:
-        """classes_A (Kind) of the tokens of `before` and the answer, and of the end of sequence."""
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary.of(self.tokenizer)
+
+    def read(self, example: Example, before: str = " ") -> AnswerTokens:
+        """The tokens of an answer behind the text `before`. UserError as `answer_spans`."""
         text = before + example.answer
-        _, offsets = tokenise(self.tokenizer, text)
+        ids, offsets = tokenise(self.tokenizer, text)
         spans = moved(answer_spans(example, self.config), len(before))
-        return np.append(token_classes(offsets, painted(spans, len(text))), Kind.OTHER)
+        classes_A = np.append(token_classes(offsets, painted(spans, len(text))), Kind.OTHER)
+        if not self.config.grammar:
+            return AnswerTokens(classes_A, None)
+        eos, tools = self.tokenizer.eos_token_id, example.meta.get("tools", ())
+        if not tools:
+            return AnswerTokens(
+                classes_A, np.zeros((len(ids) + 1, (len(self.vocabulary) + 7) // 8), np.uint8)
+            )
+        found = allowed_tokens(
+            CallGrammar.start(tools, dialect=self.config.dialect),
+            self.vocabulary,
+            text,
+            [*ids, eos],
+            [*offsets, (len(text), len(text))],
+            eos=eos,
+            start=len(before),
+        )
+        return AnswerTokens(classes_A, found.bits_AW)
+
+
+def padded(rows: Sequence[AnswerTokens | None]) -> dict[str, Tensor]:
+    """The fields of a Batch that say what answer tokens are; nothing where that is not known."""
+    if rows[0] is None:
+        return {}
+    found = {"classes_BA": pad_right([row.classes_A for row in rows])}
+    if rows[0].allowed_AW is not None:
+        bits = [torch.from_numpy(row.allowed_AW) for row in rows]
+        found["allowed_BAW"] = torch.nn.utils.rnn.pad_sequence(bits, batch_first=True)
+    return found
 
 
 def _free(spans: Iterable[Span], taken: Sequence[Span]) -> tuple[Span, ...]:

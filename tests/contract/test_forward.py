@@ -73,7 +73,7 @@ def test_units_are_what_forward_sums(case):
             if term.unit in ("trajectory", "anchor", "thought"):
                 each = {"anchor": 3, "thought": 6}.get(term.unit, 1)
                 assert units[term.unit] == each * len(rows)
-            elif name in ("match", "halt"):
+            elif name in ("match", "halt", "self_evaluation"):
                 assert term.unit == "sequence" and units["sequence"] % len(rows) == 0
             else:
                 assert term.total.item() == pytest.approx(units[term.unit] * math.log(VOCAB), rel=1e-5), name

@@ -171,7 +171,9 @@ def as_gold(method, row) -> Batch:
     [
         case
         for case in CASES
-        if not case.endswith(("-only", "-all", "-text", "-grpo", "-per-step", "-pursuit", "-spans", "-own"))
+        if not case.endswith(
+            ("-only", "-all", "-text", "-grpo", "-per-step", "-pursuit", "-spans", "-own", "-halt")
+        )
         and not case.startswith(("bake", "thoughts"))
         and case not in GRIDS
     ],
@@ -200,8 +202,8 @@ def test_costs_are_counted_as_they_happen(case, method_of):
     assert response.visible_tokens == [chain]
     assert len(response.answers[0]) == 1 and response.milliseconds > 0
     thoughts = sum(int((call.role_BT == Role.THOUGHT).sum()) for call in calls)
-    if method.config.name == "continuous" and method.config.latents:
-        thoughts -= method.config.latents - 1  # each but the last stands in two passes
+    if method.config.name == "continuous":
+        thoughts = (thoughts + 1) // 2  # each but the last stands in two passes
     if method.config.name == "recursion":
         thoughts *= method.config.steps  # of the reasoner, before the model reads what it found
     assert response.latent_steps == [thoughts]

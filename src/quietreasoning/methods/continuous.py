@@ -17,8 +17,7 @@ from quietreasoning.backbone import Backbone, States, last_hidden, role_of
 from quietreasoning.config import Settings
 from quietreasoning.contract import Batch, Markers, Role, StepOutput, Term
 from quietreasoning.losses.hidden_match import hidden_match
-from quietreasoning.methods.latent import LatentMethod, Thoughts
-from quietreasoning.methods.rewarded import RewardedConfig
+from quietreasoning.methods.latent import Thoughts
 from quietreasoning.methods.sequence import (
     Visible,
     count_labels,
@@ -26,6 +25,7 @@ from quietreasoning.methods.sequence import (
     score_visible,
     visible_part,
 )
+from quietreasoning.methods.side_heads import Headed, HeadedConfig
 from quietreasoning.methods.supervision import (
     count_targets,
     embedding_rms,
@@ -47,10 +47,10 @@ class ContinuousWeights(Settings):
     """Distance to the chain path's states, all layers, at the last token of the answer prefix (CODI)."""
 
 
-class Continuous(LatentMethod):
+class Continuous(Headed):
     """L latents in sequence, `per_step` of them for each replaced step."""
 
-    class Config(RewardedConfig):
+    class Config(HeadedConfig):
         name: Literal["continuous"] = "continuous"
         """Sequential latent thoughts."""
         latents: int = Field(4, ge=0)
@@ -86,6 +86,12 @@ class Continuous(LatentMethod):
                 raise ValueError(
                     "weights.match needs weights.chain and weights.answer, and visible_from=null"
                 )
+            if self.visible_from is not None:
+                self.refuse_heads("visible_from", "they read what stands before a given answer prefix")
+            if self.halt is not None and self.latents < 2:
+                raise ValueError(
+                    f"halt needs 2 latents or more to stop between, and latents is {self.latents}"
+                )
             return self
 
     def __init__(self, backbone: Backbone, config: Config, markers: Markers):
@@ -94,6 +100,7 @@ class Continuous(LatentMethod):
         self.feedback = Feedback(backbone.width, embedding_rms(backbone)) if config.latents else None
         decodes = config.latents and config.target == "step" and config.weights.step and not config.reward
         self.step_decoder = StepDecoder(backbone.width) if decodes else None
+        self.start_heads()
         self.start_policy()
 
     def supervised_units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
@@ -104,7 +111,7 @@ class Continuous(LatentMethod):
             counts["step_token"] = count_targets(self._targets(batch))
         if weights.chain:
             counts["chain_token"] = count_labels(batch, self.markers, 0)
-        if weights.match:
+        if weights.match or self.has_side_terms:
             counts["sequence"] = len(batch)
         return counts
 
@@ -133,8 +140,14 @@ class Continuous(LatentMethod):
             )
         if not latents:
             return Thoughts(prompt.hidden_BTD[:, :0], 0 if self.visible_steps else 1, 0)
+        if effort is None and self.halt is not None:
+            return self.until_halted(prompt, latents, self.feedback)
         thoughts_BLD, hidden_BLD = self.unroll(prompt, latents)
         return Thoughts(thoughts_BLD, latents, latents, hidden_BLD)
+
+    def think_through(self, prompt: States) -> Thoughts:
+        """All latents of every row, where `think` may let rows stop apart."""
+        return self.think(prompt, self.config.latents)
 
     def visible(self, batch: Batch) -> Visible:
         return visible_part(batch, self.markers, self.config.visible_from)
@@ -144,7 +157,7 @@ class Continuous(LatentMethod):
         prompt = read_prompt(self.backbone, batch.prompt_BP)
         none_B0D = prompt.hidden_BTD[:, :0]
         thoughts_BLD, hidden_BLD = self.unroll(prompt, latents) if latents else (none_B0D, none_B0D)
-        terms, metrics = {}, {}
+        terms, metrics, predicting_BTD = {}, {}, None
         if weights.answer:
             visible = self.visible(batch)
             ids_BT, role_BT = visible.ids_BT[:, :-1], visible.role_BT[:, :-1]
@@ -159,6 +172,9 @@ class Continuous(LatentMethod):
             metrics["step_accuracy"] = (hits.float(), count)
         if weights.chain:
             terms |= self._chain_terms(batch, states if weights.match else None)
+        if self.has_side_terms:
+            found, measured = self.side_terms(batch, prompt, thoughts_BLD, hidden_BLD, predicting_BTD)
+            terms, metrics = terms | found, metrics | measured
         return StepOutput(terms, metrics)
 
     def _targets(self, batch: Batch) -> Tensor:

@@ -9,21 +9,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quietreasoning.backbone import States
-from quietreasoning.contract import Batch, Examined
+from quietreasoning.backbone import Backbone, States, last_hidden
+from quietreasoning.contract import Batch, Examined, Markers, Role
 from quietreasoning.methods.examining import examine_latents
-from quietreasoning.methods.rewarded import Rewarded
+from quietreasoning.methods.rewarded import Rewarded, RewardedConfig
 from quietreasoning.methods.sequence import Visible, mixed_inputs, read_prompt, visible_part
 from quietreasoning.methods.writing import Ready
+from quietreasoning.nn.side_heads import SelfEvaluationHead
 
 
 class Thoughts(NamedTuple):
     """What was thought about B prompts."""
 
     content_BKD: Tensor  # as it enters the last pass
-    passes: int  # spent, the last one included
+    passes: int | Sequence[int]  # spent, the last one included; of all rows or of each
     latent_steps: int | Sequence[int]  # as in a Response, of all rows or of each
     said_BKD: Tensor | None = None  # states that the head reads as what each thought says
+    real_BK: Tensor | None = None  # bool, where rows stop apart: which thoughts there are
 
 
 class LatentMethod(Rewarded):
@@ -32,20 +34,38 @@ class LatentMethod(Rewarded):
     visible_steps = False  # True where visible steps follow the thoughts
     mutual = 0  # how many thoughts see each other in both directions
 
+    def __init__(self, backbone: Backbone, config: RewardedConfig, markers: Markers):
+        super().__init__(backbone, config, markers)
+        self.self_evaluation: SelfEvaluationHead | None = None  # asked at the end of a given answer prefix
+
     @abstractmethod
     def think(self, prompt: States, effort: int | None) -> Thoughts:
         """Thoughts about what `open` read, whose cache is kept: fork it. ValueError where `effort` is out of
         range."""
+
+    def think_through(self, prompt: States) -> Thoughts:
+        """All thoughts of every row, where `think` may let rows stop apart."""
+        return self.think(prompt, None)
 
     def open(self, prompt_BP: Tensor) -> States:
         """The prompts, read into a fresh cache."""
         return read_prompt(self.backbone, prompt_BP)
 
     def read(
-        self, prompt: States, thoughts_BKD: Tensor, ids_BT: Tensor, role_BT: Tensor, *, layers: bool = False
+        self,
+        prompt: States,
+        thoughts_BKD: Tensor,
+        ids_BT: Tensor,
+        role_BT: Tensor,
+        *,
+        layers: bool = False,
+        real_BK: Tensor | None = None,
     ) -> States:
-        """The last pass: thoughts, then tokens, after the prompt's cache."""
+        """The last pass: thoughts, then tokens, after the prompt's cache. Thoughts that are not real have no
+        place and no reader."""
         inputs, roles = mixed_inputs(self.backbone, None, thoughts_BKD, ids_BT, role_BT)
+        if real_BK is not None:
+            roles[:, : real_BK.shape[1]].masked_fill_(~real_BK, int(Role.PAD))
         return self.backbone(inputs, roles, prompt.past.fork(), mutual=self.mutual, layers=layers)
 
     def visible(self, batch: Batch) -> Visible:
@@ -55,7 +75,7 @@ class LatentMethod(Rewarded):
     @torch.no_grad()
     def examine(self, batch: Batch) -> Examined | None:
         prompt = self.open(batch.prompt_BP)
-        thoughts = self.think(prompt, None)
+        thoughts = self.think_through(prompt)
         content_BKD, said_BKD = thoughts.content_BKD, thoughts.said_BKD
         if said_BKD is None or not said_BKD.shape[1]:
             return None
@@ -72,11 +92,19 @@ class LatentMethod(Rewarded):
 
     def prepare(self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int) -> Ready:
         states = prompt = self.open(prompt_BP)
-        thoughts_BKD, passes, latent_steps, _ = self.think(prompt, effort)
-        thoughts_BKD = self.corrupted(thoughts_BKD, control, prompt_BP)
+        thoughts = self.think(prompt, effort)
+        real_BK = thoughts.real_BK
+        content_BKD = self.corrupted(thoughts.content_BKD, control, prompt_BP, real_BK)
+        if control == "shuffle" and real_BK is not None:  # another row's thoughts bring their number along
+            real_BK = real_BK.roll(1, dims=0)
         ids_BM, role_BM = self.prefix(prompt_BP)
         if self.visible_steps:
             ids_BM, role_BM = ids_BM[:, :0], role_BM[:, :0]
-        if thoughts_BKD.shape[1] + ids_BM.shape[1]:
-            states = self.read(prompt, thoughts_BKD, ids_BM, role_BM)
-        return Ready(states, not self.visible_steps, passes, latent_steps)
+        if content_BKD.shape[1] + ids_BM.shape[1]:
+            states = self.read(prompt, content_BKD, ids_BM, role_BM, real_BK=real_BK)
+        confidence = None
+        if self.self_evaluation is not None:
+            confidence = self.self_evaluation(last_hidden(states)).float().sigmoid().tolist()
+        return Ready(
+            states, not self.visible_steps, thoughts.passes, thoughts.latent_steps, confidence=confidence
+        )

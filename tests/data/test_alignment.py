@@ -94,7 +94,7 @@ def test_ids_are_mapped_by_what_they_stand_for_however_it_is_spelled():
     )
     gpt = spelled(["<unk>", "<|end|>", "the", "Ġthe", "Ġ", "Ċ"], decoders.ByteLevel(), "<|end|>")
     pieces = spelled(["<unk>", "[SEP]", "##the", "the"], decoders.WordPiece(), "[SEP]")
-    assert id_map(sentencepiece, gpt, {"</s>": "<|end|>"}).tolist() == [0, 1, 4, 3, 2, -1]
+    assert id_map(sentencepiece, gpt, {"</s>": "<|end|>"}).tolist() == [0, 1, -1, 3, 2, 4]
     assert id_map(gpt, pieces).tolist() == [0, -1, 2, 3, -1, -1]
     assert id_map(sentencepiece, sentencepiece).tolist() == list(range(6))
     assert id_map(sentencepiece, gpt, {"</s>": None, "<unk>": None}).tolist()[:2] == [-1, -1]

@@ -24,7 +24,7 @@ def made(kind: str) -> PreTrainedTokenizerFast:
         backend = Tokenizer(models.Unigram())
         backend.normalizer = normalizers.Replace(" ", "▁")
         trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=SPECIAL, unk_token="<unk>")
-        backend.decoder = decoders.Replace("▁", " ")
+        backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
     elif kind == "pieces":
         backend = Tokenizer(models.WordPiece(unk_token="<unk>"))
         backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -59,6 +59,7 @@ def test_the_corpus_is_written_as_before_in_fewer_tokens(tmp_path, kind):
     text = corpus.read_text()
     assert names(small, text) == names(whole, text)  # with its special tokens, by name
     assert names(small, "the<call>cat") == names(whole, "the<call>cat")
+    assert kind == "words" or whole.unk_token_id is None or "<unk>" not in names(small, "dogs mat")
     assert small.eos_token == whole.eos_token and small.eos_token_id < len(small)
     again, same_N = trimmed(small, corpus)
     assert len(again) == len(small) == len(same_N)

@@ -105,19 +105,26 @@ def id_map(source: Any, target: Any, specials: Mapping[str, str | None] | None =
     for id, other in named.items():
         found[id] = -1 if other is None else other
     taken = {other for other in named.values() if other is not None}
+    orders = [_bytes_last(names) for names in known]
     for spelled in (True, False):
         places: dict[Any, int] = {}
-        for id, key in enumerate(keys[1]):
-            if key is not None and id not in taken:
+        for id in orders[1]:
+            if (key := keys[1][id]) is not None and id not in taken:
                 places.setdefault((key, known[1][id] if spelled else None), id)
-        for id, key in enumerate(keys[0]):
-            if key is None or found[id] >= 0 or id in named:
+        for id in orders[0]:
+            if (key := keys[0][id]) is None or found[id] >= 0 or id in named:
                 continue
             other = places.pop((key, known[0][id] if spelled else None), None)
             if other is not None:
                 found[id] = other
                 taken.add(other)
     return found
+
+
+def _bytes_last(names: Sequence[str | None]) -> list[int]:
+    """Ids, those that are spelled as a byte behind the others: `▁` is the space that a model writes, and not
+    `<0x20>`."""
+    return sorted(range(len(names)), key=lambda id: bool(_BYTE.fullmatch(names[id] or "")))
 
 
 def same_roles(source: Any, target: Any, roles: Sequence[str] = ROLES) -> dict[str, str]:

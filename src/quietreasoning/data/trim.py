@@ -100,8 +100,9 @@ def _written(tokenizer: Any, path: Path) -> Iterator[list[int]]:
 def _alphabet(tokenizer: Any, names: list[str | None]) -> set[int]:
     """Ids that write whatever else a text may hold."""
     kinds = decoders_of(tokenizer)
-    if "ByteFallback" in kinds:
-        return {id for id, name in enumerate(names) if name and name.startswith("<0x") and len(name) == 6}
+    in_bytes = {id for id, name in enumerate(names) if name and name.startswith("<0x") and len(name) == 6}
+    if "ByteFallback" in kinds and in_bytes:
+        return in_bytes
     single = {id for id, name in enumerate(names) if name and len(name.removeprefix("##")) == 1}
     if "ByteLevel" in kinds:
         return {id for id in single if names[id] in byte_alphabet()}

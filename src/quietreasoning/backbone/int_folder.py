@@ -45,14 +45,16 @@ def describe(bits: Bits, floats: Sequence[str]) -> dict[str, Any]:
 
     group = {"strategy": "group", "group_size": bits.group} if bits.group else {"strategy": "channel"}
     put_in = None if bits.activation is None else integers(bits.activation, "token", dynamic=True)
+    layout = "pack-quantized" if bits.weight == 4 else "int-quantized"
     return {
         "quant_method": METHOD,
-        "format": "pack-quantized" if bits.weight == 4 else "int-quantized",
+        "format": layout,
         "quantization_status": "compressed",
         "ignore": list(floats),
         "config_groups": {
             "group_0": {
                 "targets": ["Linear"],
+                "format": layout,  # said again: from bits alone, readers would guess another one
                 "weights": integers(bits.weight, dynamic=False, **group),
                 "input_activations": put_in,
             }
@@ -73,7 +75,10 @@ def described(shape: PreTrainedConfig, where: str) -> tuple[Bits, list[str]] | N
         bits = Bits(weights["num_bits"], put_in and put_in["num_bits"], weights.get("group_size"))
         other = given.get("kv_cache_scheme") or weights.get("actorder")
         other = other or any(entry.startswith("re:") for entry in given["ignore"])
-        known = not other and _described_as(given, describe(bits, given["ignore"]))
+        wanted = describe(bits, given["ignore"])
+        if "format" not in group:
+            del wanted["config_groups"]["group_0"]["format"]
+        known = not other and _described_as(given, wanted)
     except (KeyError, TypeError, ValueError, AttributeError):
         known = False
     if not known or bits.weight not in (4, 8):

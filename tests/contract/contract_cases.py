@@ -66,7 +66,7 @@ CASES: dict[str, tuple[str, dict]] = {
         "continuous",
         {
             "latents": 3,
-            "halt": {"temperature": 0.1, "hidden": 4, "threshold": 0.37},
+            "halt": {"temperature": 0.1, "hidden": 4, "threshold": 0.37, "early": 0.5},
             "self_evaluation": {"weight": 0.5},
         },
     ),

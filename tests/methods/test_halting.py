@@ -121,6 +121,20 @@ def test_the_trunk_learns_nothing_unless_asked():
             assert moved == {name} | trunk
 
 
+def test_answers_after_fewer_thoughts_are_practised_as_they_are_given():
+    """Twin: the answer's cross-entropy under `effort`, the mean over all but the last thought."""
+    one, batch = built({"early": 1}), batch_of(ROWS)
+    wanted = 0
+    for k in range(1, LATENTS):
+        fewer = METHODS["continuous"](one.backbone, Config(latents=k, weights={"step": 0}), MARKERS)
+        fewer.feedback = one.feedback
+        wanted += fewer(batch).terms["answer"].total / (LATENTS - 1)
+    term = one(batch).terms["early"]
+    torch.testing.assert_close(term.total, wanted, rtol=1e-4, atol=1e-4)
+    term.total.backward()
+    assert one.feedback.norm.weight.grad.any() and one.halt.out.weight.grad is None
+
+
 def test_what_it_costs_and_that_nothing_is_built_by_default():
     """Utilities read the answer after every thought but the last; a curriculum reads nothing more."""
 

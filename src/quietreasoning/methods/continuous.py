@@ -111,9 +111,9 @@ class Continuous(Headed):
             counts["step_token"] = count_targets(self._targets(batch))
         if weights.chain:
             counts["chain_token"] = count_labels(batch, self.markers, 0)
-        if weights.match or self.has_side_terms:
+        if weights.match:
             counts["sequence"] = len(batch)
-        return counts
+        return counts | self.side_units(batch)
 
     def unroll(self, prompt: States, latents: int) -> tuple[Tensor, Tensor]:
         """Inputs [B, L, D] of the latents and the states [B, L, D] they are projected from.
@@ -172,7 +172,7 @@ class Continuous(Headed):
             metrics["step_accuracy"] = (hits.float(), count)
         if weights.chain:
             terms |= self._chain_terms(batch, states if weights.match else None)
-        if self.has_side_terms:
+        if self.side_units(batch):
             found, measured = self.side_terms(batch, prompt, thoughts_BLD, hidden_BLD, predicting_BTD)
             terms, metrics = terms | found, metrics | measured
         return StepOutput(terms, metrics)

@@ -40,6 +40,9 @@ class HaltSettings(Settings):
     """curriculum: 0 runs all thoughts, 1 three quarters of them, 2 and later half."""
     threshold: float = Field(0.5, ge=0, le=1)
     """Answering: a row stops at its first hazard above this; 1 never stops."""
+    early: float = Field(0.0, ge=0)
+    """Cross-entropy of the answer after every thought but the last, the mean of these; 0: answers after fewer
+    thoughts are never practised."""
     detach: bool = True
     """The head learns and the model does not."""
     hidden: int = Field(0, ge=0)

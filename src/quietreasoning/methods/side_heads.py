@@ -24,7 +24,7 @@ from quietreasoning.methods.self_evaluation import (
     answer_outcome,
     self_evaluation_term,
 )
-from quietreasoning.methods.sequence import Visible
+from quietreasoning.methods.sequence import Visible, count_labels, score_visible
 from quietreasoning.nn.side_heads import HaltHead, SelfEvaluationHead
 
 HEADS = ("halt", "self_evaluation")
@@ -69,9 +69,9 @@ class Depths(NamedTuple):
 class Headed(LatentMethod):
     """A method whose thoughts come one after another, with a head that stops them and one that judges.
 
-    A subclass calls `start_heads` at the end of its `__init__`, before `start_policy`; counts "sequence"
-    where `has_side_terms`; adds `side_terms` to those of its training step; thinks by `until_halted` where it
-    has a halting head and no effort is given; and gives all thoughts in `think_through`.
+    A subclass calls `start_heads` at the end of its `__init__`, before `start_policy`; adds `side_units` to
+    its units and `side_terms`, where there are some, to the terms of its training step; thinks by
+    `until_halted` where it has a halting head and no effort is given; gives all thoughts in `think_through`.
     """
 
     config: HeadedConfig
@@ -99,7 +99,8 @@ class Headed(LatentMethod):
     @property
     def term_weights(self) -> dict[str, float]:
         heads = {name: getattr(self.config, name) for name in HEADS}
-        return super().term_weights | {name: head.weight for name, head in heads.items() if head is not None}
+        found = {name: head.weight for name, head in heads.items() if head is not None}
+        return super().term_weights | found | ({"early": heads["halt"].early} if heads["halt"] else {})
 
     @property
     def halts(self) -> bool:
@@ -112,8 +113,14 @@ class Headed(LatentMethod):
         return self.config.self_evaluation is not None and self.config.self_evaluation.weight > 0
 
     @property
-    def has_side_terms(self) -> bool:
-        return self.halts or self.judges
+    def practises(self) -> bool:
+        """Whether the model learns to answer after fewer thoughts."""
+        return self.config.halt is not None and self.config.halt.early > 0
+
+    def side_units(self, batch: Batch) -> dict[str, int]:
+        """What `side_terms` sums over; empty where there are none."""
+        counts = {"sequence": len(batch)} if self.halts or self.judges else {}
+        return counts | ({"token": count_labels(batch, self.markers, None)} if self.practises else {})
 
     def until_halted(self, prompt: States, most: int, next_thought: Callable[[Tensor], Tensor]) -> Thoughts:
         """Thoughts of each row up to the first whose hazard is above the threshold, `most` at most.
@@ -139,12 +146,11 @@ class Headed(LatentMethod):
         taken = real_BK.sum(1).tolist()
         return Thoughts(content_BKD.masked_fill(~real_BK[..., None], 0), taken, taken, said_BKD, real_BK)
 
-    @torch.no_grad()
     def after_each(
         self, prompt: States, thoughts_BKD: Tensor, visible: Visible, last_BTD: Tensor | None, first: int = 1
     ) -> list[Tensor]:
         """States [B, T, D] that predict the visible tokens after `first` to K thoughts, one read for each but
-        the last where that is given."""
+        the last where that is given, which then is cut from its graph."""
         ids_BT, role_BT = visible.ids_BT[:, :-1], visible.role_BT[:, :-1]
         found = []
         for k in range(first, thoughts_BKD.shape[1] + (last_BTD is None)):
@@ -160,14 +166,19 @@ class Headed(LatentMethod):
         hidden_BKD: Tensor,
         last_BTD: Tensor | None,
     ) -> tuple[dict[str, Term], dict[str, tuple[Tensor, Tensor]]]:
-        """Terms of the heads. Where rows may stop apart, both learn from the answers after every thought."""
+        """Terms of the heads, and of answers after fewer thoughts. Where rows may stop apart, all of them are
+        about the answers after every thought; these are read without gradient unless they are practised."""
         halt, terms, metrics, outcome = self.config.halt, {}, {}, None
-        if self.judges or halt.compares:
+        if self.judges or self.practises or halt.compares:
             visible = self.visible(batch)
             first = 1 if halt is not None else max(1, thoughts_BKD.shape[1])
-            reads = self.after_each(prompt, thoughts_BKD, visible, last_BTD, first)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.practises):
+                reads = self.after_each(prompt, thoughts_BKD, visible, last_BTD, first)
             each = [answer_outcome(self.backbone, read_BTD, visible.labels_BT) for read_BTD in reads]
             outcome = [torch.stack(part, 1) for part in zip(*each, strict=True)]
+        if self.practises:
+            totals = [score_visible(self.backbone, read_BTD, visible)[0] for read_BTD in reads[:-1]]
+            terms["early"] = Term(torch.stack(totals).mean(), "token", halt.early)
         if self.halts:
             logp_BK = outcome[0] if halt.compares else None
             terms["halt"], measured = halt_term(halt, self.halt(hidden_BKD), logp_BK)

@@ -9,23 +9,37 @@ written. Shapes: B rows, R rows chosen, T tokens, N positions.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from quietreasoning.backbone import States, last_hidden, role_of
+from quietreasoning.backbone import Backbone, States, last_hidden, role_of
 from quietreasoning.backbone.sampling import draw, sample
-from quietreasoning.contract import IGNORE, Batch, Role, Term
+from quietreasoning.contract import IGNORE, Batch, Markers, Role, Term
 from quietreasoning.losses.kd import Divergence
 from quietreasoning.losses.kd_chunked import chunked_kd
 from quietreasoning.losses.kd_targets import StateTeacher
-from quietreasoning.methods.distill.settings import OwnSettings
+from quietreasoning.methods.distill.settings import DistillConfig, OwnSettings
 from quietreasoning.methods.grpo import still, uniforms
 from quietreasoning.methods.sequence import Visible, prefix_ids
 
-if TYPE_CHECKING:
-    from quietreasoning.methods.distill.method import Distill
+
+class Pupil(Protocol):
+    """What is asked of the method: its two models, and how they read."""
+
+    backbone: Backbone
+    teacher: Backbone
+    config: DistillConfig
+    markers: Markers
+
+    def read(
+        self, backbone: Backbone, prompt_BP: Tensor, visible: Visible, *, learns: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """States that predict each visible token."""
+
+    def ready(self, backbone: Backbone, prompt_BP: Tensor) -> States:
+        """A model before the first token of its own."""
 
 
 def chosen(keys_B: Tensor, config: OwnSettings | None) -> Tensor:
@@ -36,7 +50,7 @@ def chosen(keys_B: Tensor, config: OwnSettings | None) -> Tensor:
 
 
 def term(
-    method: Distill, batch: Batch, own_B: Tensor, weight: float
+    method: Pupil, batch: Batch, own_B: Tensor, weight: float
 ) -> tuple[Term, dict[str, tuple[Tensor, Tensor]]]:
     """The term of the chosen rows, and how long and how often unfinished their texts are."""
     config = method.config.own
@@ -78,11 +92,11 @@ def term(
 
 
 @torch.no_grad()
-def write(method: Distill, prompt_RP: Tensor, keys_R: Tensor) -> Tensor:
+def write(method: Pupil, prompt_RP: Tensor, keys_R: Tensor) -> Tensor:
     """A text of each row [R, T], end of sequence included, padded with IGNORE."""
     config, limit = method.config.own, method.config.own.max_tokens
     uniforms_RN = uniforms(keys_R, 1 + 2 * limit)[:, 1:].to(prompt_RP.device)
-    student = method.prepare(prompt_RP, None, None, limit).states
+    student = method.ready(method.backbone, prompt_RP)
     if config.interleave is not None:
         rows = interleaved(method, prompt_RP, student, uniforms_RN)
     else:
@@ -99,7 +113,7 @@ def write(method: Distill, prompt_RP: Tensor, keys_R: Tensor) -> Tensor:
     return torch.tensor([[*row, *[IGNORE] * (longest - len(row))] for row in rows], device=prompt_RP.device)
 
 
-def interleaved(method: Distill, prompt_RP: Tensor, student: States, uniforms_RN: Tensor) -> list[list[int]]:
+def interleaved(method: Pupil, prompt_RP: Tensor, student: States, uniforms_RN: Tensor) -> list[list[int]]:
     """The student draws, and the teacher draws in its place wherever that token is not among the teacher's
     `interleave` likeliest. Both read every token."""
     config = method.config.own

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quietreasoning.build import Builder, Loaded, RunConfig, StageConfig, open_checkpoint, open_run
+from quietreasoning.config import UserError
 from quietreasoning.contract import Method
 from quietreasoning.data.config import DataConfig, build_task
 from quietreasoning.data.encoder import Encoder
@@ -18,9 +19,10 @@ from quietreasoning.data.tasks import TASKS
 from quietreasoning.evaluate import harness
 from quietreasoning.evaluate.asking import Progress
 from quietreasoning.evaluate.config import EvalConfig
+from quietreasoning.evaluate.constrained import refusal
 from quietreasoning.evaluate.controls import Arm, arms_of
 from quietreasoning.evaluate.rows import Report, save, unambiguous
-from quietreasoning.evaluate.table import table
+from quietreasoning.evaluate.table import figures_table, is_text, table
 from quietreasoning.evaluate.text import evaluate_text
 from quietreasoning.train import checkpoint
 from quietreasoning.train.signals import StopFlag, Stopped
@@ -57,6 +59,10 @@ class Exam:
             "progress": progress,
         }
         if task.text or not all(arm.method.answers for arm in arms):
+            if self.config.constrained:
+                raise UserError(
+                    "eval.constrained=true holds answers to a grammar; here is none: set it to false"
+                )
             return evaluate_text(arms, examples, batch=self.encoder.batch, **shared)
         return harness.evaluate(
             arms,
@@ -66,6 +72,7 @@ class Exam:
             decode=self.encoder.text,
             shortcuts=task.shortcuts if shortcuts else None,
             group=task.group,
+            tokenizer=self.encoder.tokenizer,
             **shared,
         )
 
@@ -84,10 +91,10 @@ class Ticker:
 
 
 def quick_rows(builder: Builder, stage: StageConfig, method: Method, stop: StopFlag) -> list[dict[str, Any]]:
-    """During training: the method alone on validation rows, no controls, no clock."""
+    """During training: the method alone on validation rows, no controls, no grammar, no clock."""
     config = EvalConfig.model_validate(
         builder.config.eval.model_dump()
-        | {"split": "valid", "controls": (), "efforts": (), "timing": 0, "samples": 0}
+        | {"split": "valid", "controls": (), "efforts": (), "timing": 0, "samples": 0, "constrained": False}
     )
     encoder = builder.encoder(stage.data, method.backbone.context)
     exam = Exam(stage.data, config, encoder, builder.config.seed)
@@ -147,8 +154,12 @@ def baselines(loaded: Loaded) -> list[Arm]:
         state = checkpoint.read_json(path / "state.json")
         name = loaded.config.stages[state["stage_index"]].method.name
         if state["stage_done"] and name not in names:
-            arms.append(Arm(open_checkpoint(loaded.folder, path, loaded.config).method, name))
+            method = open_checkpoint(loaded.folder, path, loaded.config).method
             names.add(name)
+            if loaded.config.eval.constrained and (why := refusal(method)) is not None:
+                print(f"note: eval.constrained leaves out this run's {name}: {why}", file=sys.stderr)
+                continue
+            arms.append(Arm(method, name))
     return arms
 
 
@@ -162,8 +173,12 @@ def show(report: Report, kept: Path) -> None:
         if own and len(row["groups"]) > 1:
             parts = [f"{name} {100 * share:.1f} % ({n})" for name, (share, n) in row["groups"].items()]
             console.print(f"{row['method']}: {', '.join(parts)}", highlight=False)
-    for row in report.rows:
+    if (calls := figures_table(report.rows)) is not None:
+        console.print(calls)
+    for row in report.rows if is_text(report.rows) else ():
         show_figures(row["method"], row.get("figures", {}))
+    for tool, why in report.settings.get("loose_schemas", {}).items():
+        print(f"note: {tool} is held to a part of its schema: {why}", file=sys.stderr)
     for verdict in report.verdicts:
         console.print(verdict["text"], highlight=False)
     console.print(f"rows: {kept}", highlight=False)

@@ -38,7 +38,7 @@ class Adder(Method):
     def forward(self, batch, carry=None):
         raise NotImplementedError
 
-    def generate(self, prompt_BP, *, max_new_tokens, control=None, effort=None):
+    def generate(self, prompt_BP, *, max_new_tokens, control=None, effort=None, permit=None):
         assert not any(module.training for module in self.modules())
         assert torch.is_inference_mode_enabled()
         if effort is not None and not self.takes_effort:
@@ -111,5 +111,5 @@ class Reader(Method):
         terms = {"lm": Term(total, "token"), "other": Term(total * 3, "sequence")}
         return StepOutput(terms, {"token_accuracy": (hits, torch.tensor(len(next_N)))})
 
-    def generate(self, prompt_BP, *, max_new_tokens, control=None, effort=None):
+    def generate(self, prompt_BP, *, max_new_tokens, control=None, effort=None, permit=None):
         raise NotImplementedError

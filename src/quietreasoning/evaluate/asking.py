@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from quietreasoning.config import UserError
-from quietreasoning.contract import IGNORE, Method, Response
+from quietreasoning.contract import IGNORE, Method, Permit, Response
 from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.evaluate.controls import FROM_OTHER_ROWS, Arm
 
 WARM_UP = 2
 Prompt = np.ndarray  # token ids, one dimension
+Permits = Callable[[Method, Sequence[int]], Permit] | None  # of the examples in a batch, by their numbers
 Check = Callable[[], None]  # raises where the user asked to stop
 Progress = Callable[[str, int, int], None]  # (arm, prompts done, prompts)
 
@@ -66,6 +67,7 @@ def answer_all(
     config: EvalConfig,
     check_stop: Check,
     progress: Progress,
+    permits: Permits = None,
 ) -> Answers:
     lists = {
         name: [None] * len(prompts)
@@ -76,7 +78,7 @@ def answer_all(
     done = 0
     for batch in batches:
         check_stop()
-        response, milliseconds = _ask(arm, [prompts[i] for i in batch], config.max_new_tokens)
+        response, milliseconds = _ask(arm, prompts, batch, config.max_new_tokens, permits)
         for name, values in lists.items():
             for i, value in zip(batch, getattr(response, name), strict=True):
                 values[i] = value
@@ -106,29 +108,38 @@ def cut(prompts: Sequence[Prompt], size: int, keep_order: bool) -> list[list[int
     return batches
 
 
-def time_alone(arm: Arm, prompts: Sequence[Prompt], config: EvalConfig, check_stop: Check) -> float | None:
+def time_alone(
+    arm: Arm, prompts: Sequence[Prompt], config: EvalConfig, check_stop: Check, permits: Permits = None
+) -> float | None:
     """Median milliseconds of one prompt alone, over prompts spread evenly through the data."""
     if not config.timing:
         return None
     number = min(config.timing, len(prompts))
-    chosen = [prompts[i * len(prompts) // number] for i in range(number)]
+    chosen = [i * len(prompts) // number for i in range(number)]
     times = []
-    for i, prompt in enumerate([chosen[0]] * WARM_UP + chosen):
+    for i, example in enumerate([chosen[0]] * WARM_UP + chosen):
         check_stop()
-        _, milliseconds = _ask(arm, [prompt], config.max_new_tokens)
+        _, milliseconds = _ask(arm, prompts, [example], config.max_new_tokens, permits)
         if i >= WARM_UP:
             times.append(milliseconds)
     return statistics.median(times)
 
 
-def _ask(arm: Arm, prompts: Sequence[Prompt], max_new_tokens: int) -> tuple[Response, float]:
+def _ask(
+    arm: Arm, prompts: Sequence[Prompt], examples: Sequence[int], max_new_tokens: int, permits: Permits
+) -> tuple[Response, float]:
     device = device_of(arm.method)
-    prompt_BP = pad_left(prompts).to(device)
+    prompt_BP = pad_left([prompts[i] for i in examples]).to(device)
+    permit = None if permits is None else permits(arm.method, examples)
     _wait(device)
     started = time.perf_counter()
     try:
         response = arm.method.generate(
-            prompt_BP, max_new_tokens=max_new_tokens, control=arm.control, effort=arm.effort
+            prompt_BP,
+            max_new_tokens=max_new_tokens,
+            control=arm.control,
+            effort=arm.effort,
+            permit=permit,
         )
     except ValueError as error:
         if arm.effort is None:

@@ -28,6 +28,9 @@ class EvalConfig(Settings):
     """Latents, loops or fillers to try in place of the trained number."""
     baselines: tuple[str, ...] = ()
     """Run folders whose methods stand in the same table, such as a direct answer and a visible chain."""
+    constrained: bool = False
+    """Whether an answer that begins a tool call is held to the declared tools and their schemas as it is
+    written, not during training; for tasks whose rows declare tools, such as tools."""
     timing: int = Field(8, ge=0)
     """Prompts timed one at a time, after two that warm up; 0 leaves the column empty."""
     samples: int = Field(3, ge=0)

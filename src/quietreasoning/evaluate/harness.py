@@ -24,8 +24,10 @@ from quietreasoning.evaluate.asking import (
     device_of,
     time_alone,
 )
+from quietreasoning.evaluate.call_figures import Figures, call_figures
 from quietreasoning.evaluate.compare import compare_all, verdicts
 from quietreasoning.evaluate.config import EvalConfig
+from quietreasoning.evaluate.constrained import Constraint
 from quietreasoning.evaluate.controls import FROM_OTHER_ROWS, Arm
 from quietreasoning.evaluate.rows import COSTS, Report, Row, arm_name
 from quietreasoning.evaluate.scorers import SCORERS, number
@@ -54,16 +56,18 @@ def evaluate(
     group: Callable[[Example], str | None] = lambda example: None,
     stop: Callable[[], bool] = lambda: False,
     progress: Progress = lambda arm, done, total: None,
+    tokenizer: Any = None,
 ) -> Report:
     """Score every arm on every example (the caller has cut them to `config.split` and `config.n`).
 
     task: its name, for the rows. scorer: a key of SCORERS. encode_prompt: ids of one prompt, without
     padding. decode: text of answer ids. seed: the training seed, for the rows. shortcuts: rule -> answer,
     for rows "shortcut: <rule>". group: the group an example also counts in. stop: asked before every batch.
-    progress: (arm, prompts done, prompts).
+    progress: (arm, prompts done, prompts). tokenizer: what `encode_prompt` uses, for `config.constrained`.
 
     Raises UserError on prompts that do not fit the context, on an effort that a method does not have, on
-    a control that needs a second prompt; Stopped when `stop()` turns true.
+    a control that needs a second prompt, on `config.constrained` where no tools are declared or an arm cannot
+    be held to a grammar; Stopped when `stop()` turns true.
     """
     if not arms or not examples:
         raise UserError(
@@ -75,8 +79,14 @@ def evaluate(
     prompts = [np.asarray(encode_prompt(example), dtype=np.int64) for example in examples]
     for arm in arms:
         _check(arm, prompts, config)
+    constraint = Constraint(tokenizer, task, examples) if config.constrained else None
+    permits = None if constraint is None else constraint.permit
+    for method in {id(arm.method): arm.method for arm in arms}.values() if constraint else ():
+        constraint.check(method)
     device = device_name(device_of(arms[0].method))
-    found = _Findings(task, scorer, config, seed, device, examples, [group(each) for each in examples])
+    groups = [group(each) for each in examples]
+    loose = {} if constraint is None else constraint.loose
+    found = _Findings(task, scorer, config, seed, device, examples, groups, loose)
 
     def check_stop() -> None:
         if stop():
@@ -84,8 +94,8 @@ def evaluate(
 
     for arm in arms:
         with answering(arm.method):
-            ms = None if arm.control else time_alone(arm, prompts, config, check_stop)
-            said = answer_all(arm, prompts, config, check_stop, progress)
+            ms = None if arm.control else time_alone(arm, prompts, config, check_stop, permits)
+            said = answer_all(arm, prompts, config, check_stop, progress, permits)
         found.add_arm(arm, said, ms, decode)
     if shortcuts is not None:
         found.add_shortcuts([shortcuts(example) for example in examples])
@@ -103,6 +113,7 @@ class _Findings:
     device: str
     examples: Sequence[Example]
     groups: Sequence[str | None]
+    loose: Mapping[str, str]  # tools whose schemas say more than a constrained answer is held to
     rows: list[Row] = field(default_factory=list)
     outcomes: dict[str, str] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -113,7 +124,8 @@ class _Findings:
         means = {name: fmean(getattr(said, name)) for name in ("visible_tokens", "passes", "latent_steps")}
         unanswered = sum(not text for text in texts)
         costs = {**means, "ms": ms, "ms_batched": said.ms_batched, "batch": said.batch}
-        self._add(arm.label, _kind(arm, means), arm.control, arm.effort, correct, unanswered, costs)
+        more = {**costs, **self._figures(texts)}
+        self._add(arm.label, _kind(arm, means), arm.control, arm.effort, correct, unanswered, more)
         if arm.control is None and arm.effort is None:
             for i, example in enumerate(self.examples[: self.config.samples]):
                 self.samples.append(
@@ -131,11 +143,13 @@ class _Findings:
     def add_shortcuts(self, guesses: Sequence[Mapping[str, str]]) -> None:
         """A rule that says nothing about an example is wrong there."""
         for rule in dict.fromkeys(name for guess in guesses for name in guess):
-            correct = self._score([guess.get(rule, "") for guess in guesses])
-            self._add(f"shortcut: {rule}", "shortcut", None, None, correct, 0, dict.fromkeys(COSTS))
+            texts = [guess.get(rule, "") for guess in guesses]
+            more = {**dict.fromkeys(COSTS), **self._figures(texts)}
+            self._add(f"shortcut: {rule}", "shortcut", None, None, self._score(texts), 0, more)
 
     def report(self, complete: bool) -> Report:
         seed = self.config.seed
+        settings = {**self.config.model_dump(mode="json"), "scorer": self.scorer, "decoding": "greedy"}
         return Report(
             task=self.task,
             split=self.config.split,
@@ -146,7 +160,7 @@ class _Findings:
             comparisons=tuple(compare_all(self.rows, self.outcomes, seed)),
             verdicts=tuple(verdicts(self.rows, self.outcomes, seed)),
             samples=tuple(self.samples),
-            settings={**self.config.model_dump(mode="json"), "scorer": self.scorer, "decoding": "greedy"},
+            settings=settings | ({"loose_schemas": dict(self.loose)} if self.loose else {}),
             device=self.device,
             complete=complete,
         )
@@ -154,6 +168,10 @@ class _Findings:
     def _score(self, texts: Sequence[str]) -> list[bool]:
         score = SCORERS[self.scorer]
         return [score(text, example) for text, example in zip(texts, self.examples, strict=True)]
+
+    def _figures(self, texts: Sequence[str]) -> dict[str, Figures]:
+        found = call_figures(texts, self.examples) if self.scorer == "call" else {}
+        return {"figures": found} if found else {}
 
     def _add(
         self,
@@ -163,7 +181,7 @@ class _Findings:
         effort: int | None,
         correct: Sequence[bool],
         unanswered: int,
-        costs: Mapping[str, float | None],
+        more: Mapping[str, Any],
     ) -> None:
         by_steps: dict[int, list[int]] = {}
         by_group: dict[str, list[int]] = {}
@@ -191,7 +209,7 @@ class _Findings:
                 "low": low,
                 "high": high,
                 "unanswered": unanswered,
-                **costs,
+                **more,
                 "by_steps": {str(steps): by_steps[steps] for steps in sorted(by_steps)},
                 "groups": {name: [hits / n, n] for name, (hits, n) in in_order(by_group).items()},
             }

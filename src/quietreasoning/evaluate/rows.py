@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quietreasoning.config import UserError
+from quietreasoning.evaluate.call_figures import pooled_figures
 from quietreasoning.evaluate.statistics import Interval, mean_interval, seed_interval
 
 FORMAT = 1
@@ -40,6 +41,7 @@ class Report:
     Kind "text": n windows; correct and accuracy are about next tokens, low and high bootstrapped; further
     tokens (those predicted), nll (mean a token), perplexity, perplexity_low, perplexity_high; and figures
     {name: value} of a method that answers nothing. No outcomes.
+    Where tool calls are scored: figures {name of call_figures: [mean, rows counted]}.
     outcomes: arm name -> one "0" or "1" an item, in the order of `items`, for paired tests.
     """
 
@@ -165,7 +167,7 @@ def _pooled(rows: Sequence[Row]) -> Row:
             key: [steps[key]["correct"], steps[key]["n"]] for key in sorted(steps, key=_number_first)
         },
         "groups": _pooled_groups(rows),
-        **(_pooled_text(rows) if text else {}),
+        **(_pooled_text(rows) if text else {"figures": pooled_figures(rows)}),
     }
 
 

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from quietreasoning.evaluate.call_figures import NAMES
 from quietreasoning.evaluate.rows import Row, arm_name, pool
 
 
@@ -44,6 +45,29 @@ def table(rows: Iterable[Row], title: str | None = None) -> Table:
         last = row
         faint = row["kind"] in ("control", "shortcut")
         values = [value(row) for value in columns.values()]
+        made.add_row(label(row), *values, style="dim" if faint else None)
+    return made
+
+
+def figures_table(rows: Iterable[Row]) -> Table | None:
+    """How the calls of each arm were, seeds pooled: a column a figure, with the rows it counts in its heading
+    where that is the same in all arms; None where no row has such figures."""
+    pooled = [row for row in pool(rows) if row["kind"] != "text" and row["figures"]]
+    if not pooled:
+        return None
+    names = [name for name in NAMES if any(name in row["figures"] for row in pooled)]
+    made = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 0, 0, 0), collapse_padding=True, show_edge=False, pad_edge=False
+    )
+    made.add_column("calls, %", no_wrap=True, min_width=max(len(label(row)) for row in pooled))
+    for name in names:
+        counts = {row["figures"].get(name, (0, 0))[1] for row in pooled}
+        said = f"n = {counts.pop()}" if len(counts) == 1 else "n differs"
+        made.add_column(f"{name.replace('_', ' ')}\n{said}", justify="right", no_wrap=True)
+    for row in pooled:
+        cells = (row["figures"].get(name) for name in names)
+        faint = row["kind"] in ("control", "shortcut")
+        values = ["-" if cell is None else f"{100 * cell[0]:.1f}" for cell in cells]
         made.add_row(label(row), *values, style="dim" if faint else None)
     return made
 

@@ -42,7 +42,7 @@ ABSENT = (
         "a rule score as a loss",
         ("use_caws_compliance", "caws_compliance_weight", "caws."),
         ("use_caws_compliance", "caws_compliance_weight"),
-        "a score has no gradient: filter rows with quiet score --rules, or reward answers (docs/rules.md)",
+        "a score has no gradient: filter rows with quiet score --rules, or reward by rules (docs/rules.md)",
     ),
     Absent(
         "a count of claims as a loss",
@@ -57,7 +57,7 @@ ABSENT = (
         "a halting head beside distillation",
         ("latent.halt_head_enabled", "halt_weight", "halt_targets."),
         ("latent.halt_head_enabled", "halt_weight"),
-        "methods recursion and reasoner learn when to stop",
+        "method continuous has one: method.halt",
     ),
     Absent(
         "latent slots within distillation",
@@ -69,7 +69,7 @@ ABSENT = (
         "a self-evaluation head",
         ("use_self_evaluation", "self_evaluation_weight"),
         ("use_self_evaluation", "self_evaluation_weight"),
-        "leave it out",
+        "method continuous has one: method.self_evaluation",
     ),
     Absent(
         "a penalty on length",

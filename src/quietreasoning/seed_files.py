@@ -88,7 +88,8 @@ class SeedFiles:
     def layers(self, file: str, tree: Tree) -> Iterator[Tree]:
         """What one file says, in our keys, each with its source.
 
-        tree: what lies below. Where it has stages of other methods, keys of `method` go to those of distill.
+        tree: what lies below. Where it has stages of other methods, what distillation reads of `method` and
+        `data` goes to its own stages.
         """
         yield label(self.ours[file], f"{CONFIG}{file}")
         seen, whole = self._until(file), self._until()
@@ -126,7 +127,7 @@ def _leaves(values: Mapping[str, Any], file: str, above: str = "") -> Iterator[t
 
 
 def _staged(values: dict[str, Any], tree: Tree) -> dict[str, Any]:
-    if "method" not in values:
+    if not {"method", "data"} & values.keys():
         return values
     names = {name: stage.get("method", {}).get("name") for name, stage in stages_of(tree).items()}
     ours = [name for name, leaf in names.items() if leaf is not None and leaf.value == "distill"]

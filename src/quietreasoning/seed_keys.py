@@ -7,7 +7,7 @@ those without a group stand in any of HOLDERS, or alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,13 +18,6 @@ from quietreasoning.layers import CONFIG
 HOLDERS = ("kd", "distillation", "distill", "train")
 MAPPINGS = ("layer_mapping",)  # keys whose value is a mapping
 NOTHING, OFF = object(), object()  # a line that says nothing; one whose switch is off
-
-# Named by TABLE; settings that are to come.
-PENDING = (
-    *("method.entropy", "method.hidden", "train.quant"),
-    *(f"method.weights.{name}" for name in ("tool_name", "arg_key", "arg_value", "syntax", "integration")),
-    *(f"method.weights.{name}" for name in ("grammar", "tool_choice", "hidden")),
-)
 
 SPELLINGS = {  # as it may be written -> as the tables call it
     "kl": "kl_weight",
@@ -118,6 +111,10 @@ def _process(key: str, default: float, seen: Seen) -> Any:
     return round((1 - seen.number(SHARE)) * seen.number(key, default), 12) if SHARE in seen else NOTHING
 
 
+def _grammar(seen: Seen) -> Any:
+    return True if seen.number(SHARE, 1.0) < 1 else NOTHING
+
+
 def _temperature(seen: Seen) -> Any:
     """Entropy scheduling sets a temperature for each position, and then no other counts."""
     return 1.0 if seen.on(ENTROPY) else seen.value("kd_temperature", OFF)
@@ -143,6 +140,17 @@ def _hidden(seen: Seen) -> Any:
     if LAYERS not in seen:
         return NOTHING
     return seen.number("intermediate_layer_weight", 0.1) if seen.on(LAYERS) else 0.0
+
+
+def _layers(seen: Seen) -> Any:
+    """Pairs (student, teacher), given so or as a mapping."""
+    found = _under(LAYERS, "layer_mapping", NOTHING, seen)
+    return [list(pair) for pair in found.items()] if isinstance(found, Mapping) else found
+
+
+def _spans(seen: Seen) -> Any:
+    """Terms of single classes of tokens ask what the tokens are."""
+    return {} if any(seen.number(key, 0.0) for key in ("w_tool", "w_args", "w_integr")) else NOTHING
 
 
 def _schedule(seen: Seen) -> Any:
@@ -206,6 +214,8 @@ TABLE = (
     Line("method.weights.arg_key", ("w_args", SHARE), _scaled("w_args", 0.3), f"three tenths, times {SHARE}"),
     Line("method.weights.syntax", ("w_args", SHARE), _scaled("w_args", 0.2), f"a fifth, times {SHARE}"),
     Line("method.weights.integration", ("w_integr", SHARE), _scaled("w_integr"), f"times {SHARE}"),
+    Line("data.format.spans", ("w_tool", "w_args", "w_integr"), _spans, "on where one is above 0"),
+    Line("data.format.spans.grammar", (SHARE,), _grammar, f"on where {SHARE} is below 1"),
     Line(
         "method.weights.grammar",
         (SHARE, "loss_json_validity_weight"),
@@ -238,9 +248,8 @@ TABLE = (
         _hidden,
         ".1 where it is left out; 0 where the layers are off",
     ),
-    Line(
-        "method.hidden.layers", ("layer_mapping", LAYERS), partial(_under, LAYERS, "layer_mapping", NOTHING)
-    ),
+    Line("method.hidden", (LAYERS,), partial(_switch, LAYERS), "on with its defaults, or null"),
+    Line("method.hidden.layers", ("layer_mapping", LAYERS), _layers, "pairs, or a mapping"),
     Line("optim.name", ("optimizer.name",), _name),
     *(
         Line(f"optim.{new}", (f"optimizer.{old}",), _same(f"optimizer.{old}"))

@@ -90,18 +90,17 @@ class Vocabulary:
 
     def _search(self, state: State) -> NDArray[np.bool_]:
         calm_V, root = self._tree(state.stir)
-        found_V, open_nodes = calm_V.copy(), [(root, state)]
+        found_V, open_nodes = calm_V.copy(), [(root, state, "")]  # "": characters that are still to be fed
         while open_nodes:
-            node, state = open_nodes.pop()
+            node, state, calm = open_nodes.pop()
+            stir = state.stir
             for char, inner in node.items():
                 if char == "":
                     found_V[inner] = True
-                elif (after := state.feed(char)) is None:
-                    continue
-                elif after.stir == "":  # whatever follows is free
-                    found_V[_below(inner)] = True
-                else:
-                    open_nodes.append((inner, after))
+                elif stir is not None and char not in stir:
+                    open_nodes.append((inner, state, calm + char))
+                elif (after := state.feed(calm + char)) is not None:
+                    open_nodes.append((inner, after, ""))
         return found_V
 
     def _tree(self, stir: str | None) -> tuple[NDArray[np.bool_], dict]:
@@ -120,18 +119,6 @@ class Vocabulary:
                 node.setdefault("", []).append(id)
             self._trees[stir] = calm_V, root
         return self._trees[stir]
-
-
-def _below(root: dict) -> list[int]:
-    """Every id in a tree."""
-    found, open_nodes = [], [root]
-    while open_nodes:
-        for char, inner in open_nodes.pop().items():
-            if char == "":
-                found += inner
-            else:
-                open_nodes.append(inner)
-    return found
 
 
 def unpacked(bits: NDArray[np.uint8], size: int) -> NDArray[np.bool_]:

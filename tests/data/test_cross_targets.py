@@ -78,6 +78,17 @@ def test_a_chunk_of_several_tokens_is_what_both_models_say_of_these_characters()
     assert (found.exact_count, found.chunk_count) == (1, 1)  # the end of sequence
 
 
+def test_what_a_student_sampled_keeps_its_ids():
+    """Spelled in bytes, as no tokenizer would write it."""
+    crossing = Crossing(FINE, COARSE)
+    ids = COARSE.convert_tokens_to_ids(["Ġ", "o", "n"])
+    targets = crossing.targets([("a", " on")], sampled=[ids])
+    assert targets.student_BS[0].tolist() == [*COARSE("a").input_ids, *ids, COARSE.eos_token_id]
+    assert targets.coverage.same_share == 1 and len(targets.chunks) == 4
+    with pytest.raises(UserError, match="decode to ' on', not to the text"):
+        crossing.targets([("a", " one")], sampled=[ids])
+
+
 def test_a_student_learns_from_a_teacher_of_another_vocabulary():
     crossing = Crossing(FINE, COARSE)
     targets, teacher = crossing.targets(PAIRS), model(0, len(FINE))

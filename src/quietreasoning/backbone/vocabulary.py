@@ -71,8 +71,7 @@ def replace_rows(model: nn.Module, rows: NewRows, pad_id: int | None) -> None:
     table.num_embeddings = head.out_features = len(rows.old_N)
     if table.padding_idx is not None:
         table.padding_idx = pad_id
-    model.config.get_text_config().vocab_size = model.config.vocab_size = len(rows.old_N)
-    model.vocab_size = len(rows.old_N)
+    model.config.get_text_config().vocab_size = model.vocab_size = len(rows.old_N)
 
 
 def renumber(model: nn.Module, new_of: Mapping[int, int], eos: int) -> None:

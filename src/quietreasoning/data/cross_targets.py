@@ -58,18 +58,29 @@ class Crossing:
         size = max(self.student.get_vocab().values()) + 1
         return SharedIds(torch.from_numpy(self.student_of_V), size)
 
-    def targets(self, pairs: Sequence[tuple[str, str]], least: float = LEAST) -> CrossTargets:
+    def targets(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        least: float = LEAST,
+        sampled: Sequence[Sequence[int]] | None = None,
+    ) -> CrossTargets:
         """(prompt, answer) -> ids of both and chunks of the answers, each with its end of sequence.
 
-        Prompt and answer are encoded one by one, each tokenizer with its own begin of sequence. UserError
-        where fewer than `least` of all chunks are the same token, with what to do instead.
+        Prompt and answer are encoded one by one, each tokenizer with its own begin of sequence. sampled: the
+        student's ids of the answers, where it wrote them itself; without end of sequence. UserError where
+        fewer than `least` of all chunks are the same token, with what to do instead, and where sampled ids
+        do not decode to their answer.
         """
         sides = (self.teacher, self.student)
         rows: tuple[list, list] = ([], [])
         found, starts, coverage = [], [], Coverage()
-        for prompt, answer in pairs:
+        for row, (prompt, answer) in enumerate(pairs):
             before = [_prompt(tokenizer, prompt) for tokenizer in sides]
-            written = [Tokens.of(each, answer, after=[each.eos_token]) for each in sides]
+            given = (None, sampled[row] if sampled is not None else None)
+            written = [
+                Tokens.of(tokenizer, answer, ids, after=[tokenizer.eos_token])
+                for tokenizer, ids in zip(sides, given, strict=True)
+            ]
             alignment = align(*written, self.student_of_V)
             coverage += alignment.coverage
             found.append(alignment)

@@ -155,3 +155,29 @@ def test_4_bit_words_hold_what_was_put_in():
     assert torch.equal(int_product(left, right).long(), left.long() @ right.long().T)
     with pytest.raises(ValueError, match="do not divide the 48 inputs of 0"):
         made(Bits(4, 8, 32))
+
+
+def test_at_4_bits_training_on_the_float_copy_beats_rounding():
+    torch.manual_seed(0)
+    copied = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    with torch.no_grad():
+        for p in copied.parameters():
+            p.mul_(3)
+    model = copy.deepcopy(copied)
+    prepare(model, ["0", "2", "4"], Bits(4, 8))
+    switch(model, True)
+    held, draw = torch.randn(256, 16), torch.Generator().manual_seed(1)
+
+    def kl(x):
+        with torch.no_grad():
+            taught = copied(x).log_softmax(-1)
+        return F.kl_div(model(x).log_softmax(-1), taught, log_target=True, reduction="batchmean")
+
+    rounded = kl(held).item()
+    optimizer = torch.optim.Adam(model.parameters())
+    for step in range(120):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / 120)
+        optimizer.zero_grad()
+        kl(torch.randn(64, 16, generator=draw)).backward()
+        optimizer.step()
+    assert kl(held).item() < 0.6 * rounded

@@ -64,6 +64,7 @@ class Exam:
                     "eval.constrained=true holds answers to a grammar; here is none: set it to false"
                 )
             return evaluate_text(arms, examples, batch=self.encoder.batch, **shared)
+        spans = self.encoder.format.spans
         return harness.evaluate(
             arms,
             examples,
@@ -73,6 +74,7 @@ class Exam:
             shortcuts=task.shortcuts if shortcuts else None,
             group=task.group,
             tokenizer=self.encoder.tokenizer,
+            dialect="hermes" if spans is not None and spans.dialect == "hermes" else "json",
             **shared,
         )
 

@@ -30,10 +30,10 @@ def refusal(method: Method) -> str | None:
 class Constraint:
     """The grammars of a task's examples (`meta["tools"]`, mode auto), and permits for batches of them.
 
-    An example without tools is answered freely. UserError where none has some.
+    dialect: json or hermes. An example without tools is answered freely. UserError where none has some.
     """
 
-    def __init__(self, tokenizer: Any, task: str, examples: Sequence[Example]):
+    def __init__(self, tokenizer: Any, task: str, examples: Sequence[Example], dialect: str = "json"):
         self._tokenizer = tokenizer
         self._vocabularies: dict[int, Vocabulary] = {}  # by the number of tokens of a model
         declared = [example.meta.get("tools") for example in examples]
@@ -42,7 +42,7 @@ class Constraint:
                 f"eval.constrained=true, but task {task} declares no tools; set eval.constrained=false, or "
                 "data.task=tools"
             )
-        self._grammars = [CallGrammar.start(tools) if tools else None for tools in declared]
+        self._grammars = [CallGrammar.start(tools, dialect=dialect) if tools else None for tools in declared]
 
     def permit(self, method: Method, examples: Sequence[int]) -> CallPermit:
         """For one call of `method.generate` on these examples, by their numbers."""

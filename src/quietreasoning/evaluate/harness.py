@@ -57,13 +57,15 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     progress: Progress = lambda arm, done, total: None,
     tokenizer: Any = None,
+    dialect: str = "json",
 ) -> Report:
     """Score every arm on every example (the caller has cut them to `config.split` and `config.n`).
 
     task: its name, for the rows. scorer: a key of SCORERS. encode_prompt: ids of one prompt, without
     padding. decode: text of answer ids. seed: the training seed, for the rows. shortcuts: rule -> answer,
     for rows "shortcut: <rule>". group: the group an example also counts in. stop: asked before every batch.
-    progress: (arm, prompts done, prompts). tokenizer: what `encode_prompt` uses, for `config.constrained`.
+    progress: (arm, prompts done, prompts). tokenizer: what `encode_prompt` uses, and dialect: of tool
+    calls, both for `config.constrained`.
 
     Raises UserError on prompts that do not fit the context, on an effort that a method does not have, on
     a control that needs a second prompt, on `config.constrained` where no tools are declared or an arm cannot
@@ -79,7 +81,7 @@ def evaluate(
     prompts = [np.asarray(encode_prompt(example), dtype=np.int64) for example in examples]
     for arm in arms:
         _check(arm, prompts, config)
-    constraint = Constraint(tokenizer, task, examples) if config.constrained else None
+    constraint = Constraint(tokenizer, task, examples, dialect) if config.constrained else None
     permits = None if constraint is None else constraint.permit
     for method in {id(arm.method): arm.method for arm in arms}.values() if constraint else ():
         constraint.check(method)

@@ -25,6 +25,7 @@ def test_a_recipe_is_valid(name):
 
 FAMILIES = {  # folder -> its methods, if several
     "recursion": {"recursion", "compressor", "reasoner"},
+    "distill": {"distill", "plain", "continuous"},
     "thoughts": {"thoughts", "bake", "plain"},  # thoughts may shrink to none
 }
 

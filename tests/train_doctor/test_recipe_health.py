@@ -13,6 +13,7 @@ from quietreasoning.data.encoder import Encoder
 from quietreasoning.data.load import load_split
 from quietreasoning.data.tasks import TASKS
 from quietreasoning.data.tokenizers import build_tokenizer
+from quietreasoning.equip import equip
 from quietreasoning.layers import resolve_stages
 from quietreasoning.methods import METHODS
 from quietreasoning.optim.settings import OptimConfig
@@ -75,6 +76,24 @@ WORKSPACE = {
 SHAPES = {"workspace": {"workspace": WORKSPACE}, "reasoner": {"scratch": SCRATCH | {"layers": 0}}}
 
 
+def taught_rows() -> list[dict]:
+    """Conversations in which a tool is called, its result told, and a chain written before the answer."""
+    tool = {"name": "nuts", "parameters": {"type": "object", "properties": {"of": {"type": "string"}}}}
+    rows = []
+    for i in range(20):
+        call = {"name": "nuts", "arguments": {"of": f"Ann {i}"}}
+        said = [
+            {"role": "user", "content": f"How many nuts has Ann {i} left ?"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "name": "nuts", "content": json.dumps({"left": 100 + i})},
+            {"role": "assistant", "content": f"There are {100 + i} nuts left ."},
+        ]
+        rows.append({"messages": said, "tools": [tool]})
+        asked = {"prompt": f"What is {i} + 7 - 2 ?", "teacher_text": str(i + 5)}
+        rows.append(asked | {"cot_steps": [f"{i} + 7 = {i + 7}", f"{i + 7} - 2 = {i + 5}"]})
+    return rows
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Task -> what it reads: a folder in GSM8K's format, a corpus, questions with popularity."""
@@ -95,7 +114,9 @@ def files(tmp_path_factory):
     others = tmp_path_factory.mktemp("others")
     (others / "corpus.jsonl").write_text("\n".join(corpus), encoding="utf-8")
     (others / "asked.jsonl").write_text("\n".join(asked), encoding="utf-8")
+    (others / "rows.jsonl").write_text("\n".join(map(json.dumps, taught_rows())), encoding="utf-8")
     names = {"text": others / "corpus.jsonl", "jsonl": others / "asked.jsonl", "gsm8k": folder}
+    names["teacher-rows"] = others / "rows.jsonl"
     return {task: str(path) for task, path in names.items()}
 
 
@@ -118,24 +139,43 @@ def encoded(files):
         task = build_task(config)
         encoder = Encoder(build_tokenizer(config, task), config.format, context=24 if task.text else None)
         examples, _ = load_split(task, "train", config, encoder, n=24)
-        return encoder, Batches(examples, encoder, 8).batch_at(0)
+        return task, Batches(examples, encoder, 8)
 
     return encode
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    @cache
+    def of(rows: int) -> dict:
+        torch.manual_seed(1)
+        folder = tmp_path_factory.mktemp("teacher")
+        load_backbone(validate(BackboneConfig, {"scratch": SCRATCH}), rows).model.save_pretrained(folder)
+        return {"path": str(folder)}
+
+    return of
+
+
+def listens(stage: dict) -> bool:
+    return stage["method"]["name"] == "distill" and stage["method"]["weights"].get("kd", 1) > 0
+
+
 @pytest.mark.parametrize("name", STAGES)
-def test_a_stage_is_healthy(name, encoded):
+def test_a_stage_is_healthy(name, encoded, teacher):
     stage = STAGES[name]
     data = {key: stage["data"][key] for key in ("task", "options", "format") if key in stage["data"]}
     data["thinking"] = stage["data"].get("tokenizer", {}).get("thinking", False)
-    encoder, batch = encoded(json.dumps(data))
+    task, batches = encoded(json.dumps(data))
+    encoder, batch = batches.encoder, batches.batch_at(0)
     torch.manual_seed(0)
     method_class = METHODS[stage["method"]["name"]]
     shape = SHAPES.get(stage["method"]["name"], {"scratch": SCRATCH})
     backbone = load_backbone(validate(BackboneConfig, shape), len(encoder.tokenizer))
     if stage["method"].get("int8"):  # what is frozen here was written by an earlier stage
         torch.nn.init.normal_(backbone.model.model.table.values)
-    method = method_class(backbone, validate(method_class.Config, stage["method"]), encoder.markers())
+    settings = stage["method"] | ({"teacher": teacher(len(encoder.tokenizer))} if listens(stage) else {})
+    method = method_class(backbone, validate(method_class.Config, settings), encoder.markers())
+    equip(method, batches.examples, encoder, task.scorer)
     train = validate(TrainConfig, stage["train"])
     optim = validate(OptimConfig, stage["optim"]) if train.steps != 0 else None
     diagnosis = examine(method, batch, label=name, optim=optim, enable=train.enable)

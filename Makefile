@@ -1,4 +1,4 @@
-.PHONY: install demo test bench clean
+.PHONY: install demo test bench clean teacher worker kd proc answer qat
 
 install: .venv/.installed
 
@@ -16,6 +16,41 @@ test: install
 bench: install
 	.venv/bin/python benchmarks/startup.py
 	.venv/bin/python benchmarks/loop_overhead.py
+
+# Distillation (docs/distillation.md): make kd CONFIG="a.yaml b.yaml" ARGS="train.steps=100". The recipes are those
+# for a laptop, which train what they need first; SIZE= takes the large ones, whose models and rows ARGS must name.
+SIZE ?= -tiny
+QUIET = .venv/bin/quiet
+DISTIL = $(QUIET) train distill/$(1)$(SIZE) $(foreach file,$(CONFIG),--config $(file)) $(ARGS)
+SMALL = $(if $(SIZE),$(1))
+STUDENT = test -d runs/distill-kd-tiny-0 || $(QUIET) train distill/kd-tiny
+
+runs/teacher: | install
+	$(QUIET) train distill/teacher-tiny
+	$(QUIET) export runs/distill-teacher-tiny-0 $@
+
+runs/student: | install runs/teacher
+	$(STUDENT)
+	$(QUIET) export runs/distill-kd-tiny-0 $@
+
+teacher: install
+	$(call DISTIL,teacher)
+
+worker: install | $(call SMALL,runs/teacher)
+	$(call DISTIL,worker)
+
+kd: install | $(call SMALL,runs/teacher)
+	$(call DISTIL,kd)
+
+proc: install | $(call SMALL,runs/teacher)
+	$(call SMALL,$(STUDENT))
+	$(call DISTIL,process)
+
+answer: install
+	$(call DISTIL,answer)
+
+qat: install | $(call SMALL,runs/student)
+	$(call DISTIL,qat)
 
 clean:
 	rm -rf .venv build dist src/*.egg-info

@@ -27,8 +27,8 @@ seed: 3
 """
 PROMISED = {  # the groups and keys that old files have
     "kd": "kl_weight ce_teacher_weight ce_ground_truth_weight w_tool w_args w_integr kd_temperature "
-    "code_mode halt ignore_index use_entropy_scheduling min_entropy max_entropy min_temperature max_temperature "
-    "use_intermediate_layers intermediate_layer_weight layer_mapping use_caws_compliance "
+    "code_mode halt ignore_index use_entropy_scheduling min_entropy max_entropy min_temperature "
+    "max_temperature use_intermediate_layers intermediate_layer_weight layer_mapping use_caws_compliance "
     "caws_compliance_weight use_claim_extraction claim_extraction_weight min_claim_ratio "
     "min_success_rate_ratio log_claim_metrics use_self_evaluation use_length_aware_kd length_kd_weight "
     "length_kd_hinge length_kd_slope",
@@ -86,7 +86,7 @@ def test_a_whole_old_file_resolves_and_says_where_each_value_stood(files):
     assert weights == pytest.approx(
         {
             **{"kd": 0.5, "answer": 0.5, "tool_name": 0.1, "integration": 0.3},
-            **{"arg_value": 0.25, "arg_key": 0.15, "syntax": 0.1},
+            **{"arg_value": 0.3, "arg_key": 0.15, "syntax": 0.05},
         }
     )
     assert stage.method.divergence.temperature == 2 and stage.data.format.spans is not None

@@ -27,6 +27,7 @@ FLOORS = (
     {"run"},
     {"demo"},
     {"cli"},
+    {"training"},
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(

@@ -27,13 +27,7 @@ from quietreasoning.data.config import build_task
 from quietreasoning.data.encoder import Encoder
 from quietreasoning.data.example import Example
 from quietreasoning.data.load import load_split
-from quietreasoning.evaluate.calibration import (
-    Threshold,
-    brier,
-    choose_threshold,
-    expected_calibration_error,
-    risk_coverage,
-)
+from quietreasoning.evaluate.calibration import Threshold, choose_threshold, trust
 from quietreasoning.evaluate.statistics import mcnemar, paired_bootstrap, paired_counts
 from quietreasoning.train.loop import train
 from quietreasoning.train.rng import seed_all
@@ -47,7 +41,9 @@ def halting_stage(stage: StageConfig, options: argparse.Namespace) -> StageConfi
     """The recipe's last stage with both heads."""
     halt = {"cost": options.cost, "hidden": options.hidden, "early": 1.0, "detach": not options.attached}
     method = {"halt": halt, "self_evaluation": {"weight": 1.0}}
-    return remade(stage, method=method, optim={"lr": options.lr}, train={"steps": options.steps})
+    faster = dict.fromkeys(method, options.head_lr / options.lr)
+    optim = {"name": "adamw", "lr": options.lr, "lr_scale": faster}
+    return remade(stage, method=method, optim=optim, train={"steps": options.steps})
 
 
 def taught(builder: Builder, stage: StageConfig, before: Method, seed: int) -> Method:
@@ -91,19 +87,6 @@ def asked(method: Method, encoder: Encoder, examples: Sequence[Example], effort:
     return {"right": right, "thoughts": thoughts, "confidence": confidence}
 
 
-def trust(found: dict) -> dict[str, float]:
-    """How far the confidences can be trusted."""
-    confidence, right = np.array(found["confidence"]), np.array(found["right"])
-    return {
-        "ece": expected_calibration_error(confidence, right),
-        "ece_mass": expected_calibration_error(confidence, right, equal_mass=True),
-        **{f"brier_{name}": value for name, value in asdict(brier(confidence, right)).items()},
-        "brier_of_the_base_rate": float(right.mean() * (1 - right.mean())),
-        "risk_coverage_area": risk_coverage(confidence, right).area,
-        "error": float(1 - right.mean()),
-    }
-
-
 def one_seed(seed: int, options: argparse.Namespace) -> dict:
     quick = QUICK if options.quick else []
     resolved = resolve("continuous/pointer", [*quick, f"seed={seed}"], str(options.out / f"trunk-{seed}"))
@@ -138,7 +121,7 @@ def one_seed(seed: int, options: argparse.Namespace) -> dict:
                 "thoughts": float(np.mean(found["thoughts"])),
                 "accuracy_by_hops": by_group(found["right"], hops),
                 "thoughts_by_hops": by_group(found["thoughts"], hops),
-                "trust": trust(found),
+                "trust": trust(found["confidence"], found["right"]),
             }
             for name, found in answers.items()
         },
@@ -164,8 +147,9 @@ def show(seed: str, found: dict) -> None:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments.add_argument("--steps", type=int, default=200, help="of the halting stage")
-    arguments.add_argument("--lr", type=float, default=1e-3, help="of the halting stage")
+    arguments.add_argument("--steps", type=int, default=300, help="of the halting stage")
+    arguments.add_argument("--lr", type=float, default=5e-4, help="of the halting stage, for the model")
+    arguments.add_argument("--head-lr", type=float, default=1e-2, help="of the halting stage, for the heads")
     arguments.add_argument("--cost", type=float, default=0.02, help="of a thought, in probability")
     arguments.add_argument("--hidden", type=int, default=64, help="units inside the halting head; 0: linear")
     arguments.add_argument("--attached", action="store_true", help="let the halting loss reach the model")
@@ -188,7 +172,7 @@ def main() -> None:
             f"{name:8} accuracy {shown([100 * one[name]['accuracy'] for one in found.values()])} %, thoughts "
             f"{shown([one[name]['thoughts'] for one in found.values()], 2)}, "
             f"ECE {shown([one[name]['trust']['ece'] for one in found.values()], 3)}, "
-            f"Brier {shown([one[name]['trust']['brier_score'] for one in found.values()], 3)}"
+            f"Brier {shown([one[name]['trust']['brier'] for one in found.values()], 3)}"
         )
 
 

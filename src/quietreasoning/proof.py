@@ -22,7 +22,7 @@ from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.evaluate.constrained import refusal
 from quietreasoning.evaluate.controls import Arm, arms_of
 from quietreasoning.evaluate.rows import Report, save, unambiguous
-from quietreasoning.evaluate.table import figures_table, is_text, table
+from quietreasoning.evaluate.table import figures_table, is_text, table, trust_lines
 from quietreasoning.evaluate.text import evaluate_text
 from quietreasoning.train import checkpoint
 from quietreasoning.train.signals import StopFlag, Stopped
@@ -177,6 +177,8 @@ def show(report: Report, kept: Path) -> None:
             console.print(f"{row['method']}: {', '.join(parts)}", highlight=False)
     if (calls := figures_table(report.rows)) is not None:
         console.print(calls)
+    for line in trust_lines(report.rows):
+        console.print(line, highlight=False)
     for row in report.rows if is_text(report.rows) else ():
         show_figures(row["method"], row.get("figures", {}))
     for tool, why in report.settings.get("loose_schemas", {}).items():

@@ -9,6 +9,7 @@ from quietreasoning.evaluate.calibration import (
     expected_calibration_error,
     halting_steps,
     risk_coverage,
+    trust,
 )
 
 DRAW = np.random.Generator(np.random.Philox(0))
@@ -70,6 +71,14 @@ def test_risk_at_every_coverage():
         < 1 - RIGHT.mean()
         < risk_coverage(1 - CONFIDENCE, RIGHT).area
     )
+
+
+def test_what_an_evaluation_tells():
+    found = trust(CONFIDENCE, RIGHT)
+    assert found["ece"] == expected_calibration_error(CONFIDENCE, RIGHT)
+    assert found["brier"] == brier(CONFIDENCE, RIGHT).score
+    assert found["risk_area"] == risk_coverage(CONFIDENCE, RIGHT).area < found["error"] == 1 - RIGHT.mean()
+    assert found["brier_of_the_mean"] == pytest.approx(np.var(RIGHT)) and found["ece_mass"] > 0
 
 
 def test_steps_until_a_hazard_passes():

@@ -3,18 +3,22 @@
 import importlib.util
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from quietreasoning.config import UserError
 from quietreasoning.evaluate.asking import cut
+from quietreasoning.evaluate.calibration import trust
 from quietreasoning.evaluate.compare import verdicts
 from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.evaluate.controls import Arm, arms_of
 from quietreasoning.evaluate.harness import Stopped, evaluate
-from quietreasoning.evaluate.rows import load, save
+from quietreasoning.evaluate.rows import load, pool, save
+from quietreasoning.evaluate.table import trust_lines
 
 _spec = importlib.util.spec_from_file_location("toy_method", Path(__file__).with_name("toy_method.py"))
 toy = importlib.util.module_from_spec(_spec)
@@ -272,3 +276,28 @@ def test_accuracy_by_group():
     assert found["size 10"] == [sum(c for c, _ in rest) / sum(n for _, n in rest), sum(n for _, n in rest)]
     assert all(accuracy == 1 for accuracy, _ in rows[1]["groups"].values())
     assert ask(arms).rows[0]["groups"] == {}
+
+
+class Boaster(toy.Adder):
+    """As sure as its first token is large."""
+
+    def generate(self, prompt_BP, **options):
+        said = super().generate(prompt_BP, **options)
+        return replace(said, confidence=[answer[0] / 100 for answer in said.answers])
+
+
+def test_confidences_stand_beside_what_they_are_about():
+    """In the order of the examples, whatever order the batches were in."""
+    reports = [ask([Arm(Boaster(), "boaster"), Arm(toy.Adder(), "adder")], seed=seed) for seed in (0, 1)]
+    row = reports[0].row("boaster")
+    prompts = [np.asarray(toy.encode_prompt(example))[None] for example in toy.examples(37)]
+    quiet = Boaster().eval()
+    with torch.inference_mode():
+        said = [quiet.generate(torch.tensor(prompt), max_new_tokens=4) for prompt in prompts]
+    alone = [one.confidence[0] for one in said]
+    assert row["trust"] == trust(alone, [mark == "1" for mark in reports[0].outcomes["boaster"]])
+    assert "trust" not in reports[0].row("adder")
+    rows = [row for report in reports for row in report.rows]
+    assert pool(rows)[0]["trust"] == pytest.approx(row["trust"])
+    (line,) = trust_lines(rows)
+    assert line.startswith(f"boaster, how sure it is: ECE {row['trust']['ece']:.3f}")

@@ -40,6 +40,7 @@ class Answers:
     latent_steps: list[int]
     ms_batched: float
     batch: int
+    confidence: list[float] | None = None
 
 
 @contextmanager
@@ -75,6 +76,7 @@ def answer_all(
     }
     batches = cut(prompts, config.batch_size, keep_order=arm.control in FROM_OTHER_ROWS)
     timed: list[tuple[float, int]] = []
+    sure: dict[int, float] = {}
     done = 0
     for batch in batches:
         check_stop()
@@ -82,13 +84,15 @@ def answer_all(
         for name, values in lists.items():
             for i, value in zip(batch, getattr(response, name), strict=True):
                 values[i] = value
+        sure.update(zip(batch, response.confidence or (), strict=False))  # none, or one a prompt
         timed.append((milliseconds, len(batch)))
         done += len(batch)
         progress(arm.name, done, len(prompts))
     full = [(ms, size) for ms, size in timed if size == len(batches[0])]
     full = full[1:] or full  # the first batch warms up, where there is a second
     ms_batched = sum(ms for ms, _ in full) / sum(size for _, size in full)
-    return Answers(**lists, ms_batched=ms_batched, batch=len(batches[0]))
+    confidence = [sure[i] for i in range(len(prompts))] if sure else None
+    return Answers(**lists, ms_batched=ms_batched, batch=len(batches[0]), confidence=confidence)
 
 
 def cut(prompts: Sequence[Prompt], size: int, keep_order: bool) -> list[list[int]]:

@@ -98,6 +98,25 @@ def risk_coverage(confidence_N: Array, right_N: Array) -> Risk:
     return Risk(number_N / len(right_N), risk_N, float(risk_N.mean()))
 
 
+def trust(confidence_N: Array, right_N: Array) -> dict[str, float]:
+    """How far confidences can be trusted, as an evaluation tells it.
+
+    ece and ece_mass (bins of equal width and of equal mass); brier, and what it would be for the mean
+    accuracy as every confidence; risk_area, and the error, which it would be for confidences that know
+    nothing. ValueError as above.
+    """
+    confidence_N, right_N = _checked(confidence_N, right_N)
+    accuracy = float(right_N.mean())
+    return {
+        "ece": expected_calibration_error(confidence_N, right_N),
+        "ece_mass": expected_calibration_error(confidence_N, right_N, equal_mass=True),
+        "brier": brier(confidence_N, right_N).score,
+        "brier_of_the_mean": accuracy * (1 - accuracy),
+        "risk_area": risk_coverage(confidence_N, right_N).area,
+        "error": 1 - accuracy,
+    }
+
+
 def halting_steps(hazard_NT: Array, threshold: float) -> Array:
     """The step [N], from 1, at which each row halts: the first whose hazard is above, else the last."""
     above_NT = np.array(hazard_NT) > threshold

@@ -24,6 +24,7 @@ from quietreasoning.evaluate.asking import (
     device_of,
     time_alone,
 )
+from quietreasoning.evaluate.calibration import trust
 from quietreasoning.evaluate.call_figures import Figures, call_figures
 from quietreasoning.evaluate.compare import compare_all, verdicts
 from quietreasoning.evaluate.config import EvalConfig
@@ -127,6 +128,8 @@ class _Findings:
         unanswered = sum(not text for text in texts)
         costs = {**means, "ms": ms, "ms_batched": said.ms_batched, "batch": said.batch}
         more = {**costs, **self._figures(texts)}
+        if said.confidence is not None:
+            more["trust"] = trust(said.confidence, correct)
         self._add(arm.label, _kind(arm, means), arm.control, arm.effort, correct, unanswered, more)
         if arm.control is None and arm.effort is None:
             for i, example in enumerate(self.examples[: self.config.samples]):

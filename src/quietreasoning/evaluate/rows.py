@@ -42,6 +42,7 @@ class Report:
     tokens (those predicted), nll (mean a token), perplexity, perplexity_low, perplexity_high; and figures
     {name: value} of a method that answers nothing. No outcomes.
     Where tool calls are scored: figures {name of call_figures: [mean, rows counted]}.
+    Where a method says how sure it is: trust {figure of calibration.trust: value}; pooled: mean over seeds.
     outcomes: arm name -> one "0" or "1" an item, in the order of `items`, for paired tests.
     """
 
@@ -168,6 +169,7 @@ def _pooled(rows: Sequence[Row]) -> Row:
         },
         "groups": _pooled_groups(rows),
         **(_pooled_text(rows) if text else {"figures": pooled_figures(rows)}),
+        **_pooled_trust(rows),
     }
 
 
@@ -178,6 +180,11 @@ def _pooled_groups(rows: Sequence[Row]) -> dict[str, list[float]]:
             before, counted = found.get(name, (0.0, 0))
             found[name] = [(before * counted + accuracy * n) / (counted + n), counted + n]
     return found
+
+
+def _pooled_trust(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    found = [row["trust"] for row in rows if "trust" in row]
+    return {"trust": {name: _mean([one[name] for one in found]) for name in found[0]}} if found else {}
 
 
 def _pooled_text(rows: Sequence[Row]) -> dict[str, float]:

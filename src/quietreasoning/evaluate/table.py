@@ -72,6 +72,18 @@ def figures_table(rows: Iterable[Row]) -> Table | None:
     return made
 
 
+def trust_lines(rows: Iterable[Row]) -> list[str]:
+    """What the confidences of each arm that has some are worth, seeds pooled; controls are left out."""
+    return [
+        f"{arm_name(row['method'], None, row['effort'])}, how sure it is: ECE {found['ece']:.3f} "
+        f"(equal mass {found['ece_mass']:.3f}), Brier {found['brier']:.3f} "
+        f"(the mean alone {found['brier_of_the_mean']:.3f}), "
+        f"risk over coverages {found['risk_area']:.3f} (error {found['error']:.3f})"
+        for row in pool(rows)
+        if row["control"] is None and (found := row.get("trust"))
+    ]
+
+
 def answer_columns(pooled: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
     """Heading -> cell of a row."""
     chain = chain_passes(pooled)

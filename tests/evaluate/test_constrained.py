@@ -14,7 +14,7 @@ from quietreasoning.data.config import DataConfig, build_task
 from quietreasoning.data.encoder import Encoder
 from quietreasoning.data.spans.call_grammar import CallGrammar
 from quietreasoning.data.tokenizers import build_tokenizer
-from quietreasoning.evaluate.call_figures import NAMES, call_figures, pooled_figures
+from quietreasoning.evaluate.call_figures import NAMES, call_figures
 from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.evaluate.controls import Arm
 from quietreasoning.evaluate.harness import evaluate
@@ -101,38 +101,41 @@ def held():
 def test_a_call_that_is_held_to_the_tools_is_valid_whatever_the_model_likes(tmp_path):
     free, report = ask(), held()
     asked = sum(bool(example.meta["calls"]) for example in EXAMPLES)
-    rows = free.row("scribbler")["figures"], report.row("scribbler")["figures"]
-    assert list(rows[0]) == [name for name in NAMES if name in rows[0]]
-    assert rows[0]["parses"] == [0.0, asked] and rows[0]["valid"] == [0.0, asked]
-    assert rows[1]["parses"] == [1.0, asked] and rows[1]["valid"] == [1.0, asked]
-    assert 0 < rows[1]["tool"][0] < 1
+    before, after = free.row("scribbler"), report.row("scribbler")
+    assert list(after["figures"]) == [name for name in NAMES if name in after["figures"]]
+    for name in ("parses", "valid"):
+        assert (before["figures"][name], after["figures"][name]) == (0, 1)
+        assert before["figure_rows"][name] == after["figure_rows"][name] == asked
+    assert 0 < after["figures"]["tool"] < 1
     assert report.settings["constrained"] and "loose_schemas" not in report.settings
     one = ask(constrained=True, batch_size=1, timing=0)
-    assert one.outcomes == report.outcomes and one.row("scribbler")["figures"] == rows[1]
+    assert one.outcomes == report.outcomes and one.row("scribbler")["figures"] == after["figures"]
     save(tmp_path / "rows.json", [report])
     assert load(tmp_path / "rows.json") == [report]
 
 
 def test_figures_stand_under_the_table_pooled_over_seeds_and_old_rows_have_none():
     row = held().row("scribbler")
-    again = row | {"seed": 1, "figures": {**row["figures"], "valid": [0.0, row["figures"]["valid"][1]]}}
+    asked = row["figure_rows"]["valid"]
+    again = row | {"seed": 1, "figures": row["figures"] | {"valid": 0.0}}
     (pooled,) = pool([row, again])
-    assert pooled["figures"]["valid"] == [0.5, 2 * row["figures"]["valid"][1]]
+    assert (pooled["figures"]["valid"], pooled["figure_rows"]["valid"]) == (0.5, 2 * asked)
     made = figures_table([row, again])
-    headings = [str(column.header) for column in made.columns]
-    assert headings[0] == "calls, %" and f"valid\nn = {pooled['figures']['valid'][1]}" in headings
-    assert list(made.columns[headings.index(next(h for h in headings if "valid" in h))].cells) == ["50.0"]
-    old = {name: value for name, value in row.items() if name != "figures"}
+    cells = {str(column.header): list(column.cells) for column in made.columns}
+    assert cells["calls, %"] == ["scribbler"] and cells[f"valid\nn = {2 * asked}"] == ["50.0"]
+    old = {name: value for name, value in row.items() if not name.startswith("figure")}
     assert figures_table([old]) is None and "scribbler" in text([old])
-    assert pooled_figures([old, row]) == row["figures"]
+    (mixed,) = pool([old, again])
+    assert (mixed["figures"], mixed["figure_rows"]) == (again["figures"], row["figure_rows"])
 
 
 def test_figures_are_the_rates_of_the_rows_and_other_rows_are_read_off_their_answer():
     texts = [example.answer for example in EXAMPLES]
     found = call_figures(texts, EXAMPLES)
     rates = tool_rates(texts, EXAMPLES)
-    assert found == {name: [rates[name][0] / rates[name][1], rates[name][1]] for name in found}
-    assert found["exact"][0] == 1 and found["over_calling"] == [0.0, rates["over_calling"][1]]
+    assert found["figures"] == {name: rates[name][0] / rates[name][1] for name in found["figure_rows"]}
+    assert found["figure_rows"] == {name: n for name, (_, n) in rates.items() if n}
+    assert found["figures"]["exact"] == 1 and found["figures"]["over_calling"] == 0
     call = next(example for example in EXAMPLES if example.meta["calls"])
     wrapped = [{"type": "function", "function": tool} for tool in call.meta["tools"]]
     bare = [
@@ -141,9 +144,10 @@ def test_figures_are_the_rates_of_the_rows_and_other_rows_are_read_off_their_ans
         type(call)("c", "p", (), (), call.answer, {}),
     ]
     assert call_figures([call.answer, "{}", ""], bare) == {
-        **{name: [1.0, 1] for name in NAMES[:5]},
-        "over_calling": [1.0, 1],
+        "figures": dict.fromkeys((*NAMES[:5], "over_calling"), 1.0),
+        "figure_rows": dict.fromkeys((*NAMES[:5], "over_calling"), 1),
     }
+    assert call_figures([call.answer], bare[2:]) == {}
 
 
 def test_what_cannot_be_constrained_is_refused():

@@ -25,7 +25,7 @@ from quietreasoning.evaluate.asking import (
     time_alone,
 )
 from quietreasoning.evaluate.calibration import trust
-from quietreasoning.evaluate.call_figures import Figures, call_figures
+from quietreasoning.evaluate.call_figures import call_figures
 from quietreasoning.evaluate.compare import compare_all, verdicts
 from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.evaluate.constrained import Constraint
@@ -127,7 +127,7 @@ class _Findings:
         means = {name: fmean(getattr(said, name)) for name in ("visible_tokens", "passes", "latent_steps")}
         unanswered = sum(not text for text in texts)
         costs = {**means, "ms": ms, "ms_batched": said.ms_batched, "batch": said.batch}
-        more = {**costs, **self._figures(texts)}
+        more = costs | self._figures(texts)
         if said.confidence is not None:
             more["trust"] = trust(said.confidence, correct)
         self._add(arm.label, _kind(arm, means), arm.control, arm.effort, correct, unanswered, more)
@@ -149,7 +149,7 @@ class _Findings:
         """A rule that says nothing about an example is wrong there."""
         for rule in dict.fromkeys(name for guess in guesses for name in guess):
             texts = [guess.get(rule, "") for guess in guesses]
-            more = {**dict.fromkeys(COSTS), **self._figures(texts)}
+            more = dict.fromkeys(COSTS) | self._figures(texts)
             self._add(f"shortcut: {rule}", "shortcut", None, None, self._score(texts), 0, more)
 
     def report(self, complete: bool) -> Report:
@@ -174,9 +174,8 @@ class _Findings:
         score = SCORERS[self.scorer]
         return [score(text, example) for text, example in zip(texts, self.examples, strict=True)]
 
-    def _figures(self, texts: Sequence[str]) -> dict[str, Figures]:
-        found = call_figures(texts, self.examples) if self.scorer == "call" else {}
-        return {"figures": found} if found else {}
+    def _figures(self, texts: Sequence[str]) -> dict[str, dict[str, float]]:
+        return call_figures(texts, self.examples) if self.scorer == "call" else {}
 
     def _add(
         self,

@@ -41,7 +41,7 @@ class Report:
     Kind "text": n windows; correct and accuracy are about next tokens, low and high bootstrapped; further
     tokens (those predicted), nll (mean a token), perplexity, perplexity_low, perplexity_high; and figures
     {name: value} of a method that answers nothing. No outcomes.
-    Where tool calls are scored: figures {name of call_figures: [mean, rows counted]}.
+    Where tool calls are scored: figures {name: mean} of call_figures.py, figure_rows {name: rows counted}.
     Where a method says how sure it is: trust {figure of calibration.trust: value}; pooled: mean over seeds.
     outcomes: arm name -> one "0" or "1" an item, in the order of `items`, for paired tests.
     """
@@ -168,7 +168,7 @@ def _pooled(rows: Sequence[Row]) -> Row:
             key: [steps[key]["correct"], steps[key]["n"]] for key in sorted(steps, key=_number_first)
         },
         "groups": _pooled_groups(rows),
-        **(_pooled_text(rows) if text else {"figures": pooled_figures(rows)}),
+        **(_pooled_text(rows) if text else pooled_figures(rows)),
         **_pooled_trust(rows),
     }
 

@@ -61,14 +61,14 @@ def figures_table(rows: Iterable[Row]) -> Table | None:
     )
     made.add_column("calls, %", no_wrap=True, min_width=max(len(label(row)) for row in pooled))
     for name in names:
-        counts = {row["figures"].get(name, (0, 0))[1] for row in pooled}
+        counts = {row["figure_rows"].get(name, 0) for row in pooled}
         said = f"n = {counts.pop()}" if len(counts) == 1 else "n differs"
         made.add_column(f"{name.replace('_', ' ')}\n{said}", justify="right", no_wrap=True)
     for row in pooled:
-        cells = (row["figures"].get(name) for name in names)
+        values = (row["figures"].get(name) for name in names)
+        cells = ["-" if value is None else f"{100 * value:.1f}" for value in values]
         faint = row["kind"] in ("control", "shortcut")
-        values = ["-" if cell is None else f"{100 * cell[0]:.1f}" for cell in cells]
-        made.add_row(label(row), *values, style="dim" if faint else None)
+        made.add_row(label(row), *cells, style="dim" if faint else None)
     return made
 
 

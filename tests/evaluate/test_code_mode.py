@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -49,11 +49,6 @@ print(total)"""
 CALLS = [("print", {}), ("get-sales", {"shop": "a"}), ("get-sales", {"shop": "aa"})]
 LINE = "next(c.cell_contents for c in get_sales.__closure__ if hasattr(c.cell_contents, 'ends'))"
 PROMPT = "How much did all shops sell together?"
-
-
-@cache
-def good():
-    return execute(GOOD, TOOLS, TABLES)
 
 
 def ran(text, *results):
@@ -103,7 +98,7 @@ def test_tools_that_cannot_be_read_are_named(declared, words):
 
 
 def test_a_program_sees_results_and_only_its_print_comes_back():
-    run = good()
+    run = execute(GOOD, TOOLS, TABLES)
     assert run.passed and run.summary == "1209\n"
     assert [(call.name, call.arguments) for call in run.calls] == CALLS
     assert [call.characters for call in run.calls] == [len(call.result) for call in run.calls]
@@ -276,7 +271,15 @@ def test_bulk_output_is_found_in_any_form():
     score = scored(f"{text}{story[:600]}", {"body": story})
     (mark,) = score.outcomes[2].marks
     assert "in a row" in mark.message and mark.start == len(text)
-    assert scored(f"{text}{json.dumps(table[:5])}", table).holds
+    assert scored(f"{text}{json.dumps(table[:5])}", table).outcomes[2].score == 1
+
+
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    page = Path(__file__).parents[2] / "docs" / "code-mode.md"
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)[1], {})
+    said = capsys.readouterr().out.splitlines()
+    assert "9300" in said and said[-1] == "pass" and len(read_pairs("pairs.jsonl")[0]) == 1
 
 
 def test_pairs_are_made_of_what_ran(tmp_path):

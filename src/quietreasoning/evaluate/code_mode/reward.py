@@ -5,6 +5,7 @@ A reward trains through the policy alone; see evaluate/rules/scorer.py, whose sc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -14,10 +15,13 @@ from quietreasoning.config import OneOf, Settings
 from quietreasoning.evaluate.code_mode.bulk import bulk_marks
 from quietreasoning.evaluate.code_mode.execute import Execution, Made
 from quietreasoning.evaluate.rules.acceptance import Acceptance
-from quietreasoning.evaluate.rules.base import Context, Mark, at_end
+from quietreasoning.evaluate.rules.base import Context, Finding, Mark, at_end
 from quietreasoning.evaluate.rules.budget import counted
 from quietreasoning.evaluate.rules.safety import PII, Safety
 from quietreasoning.evaluate.rules.scorer import FAIL, NOTHING_KNOWN, PASS, Outcome, RuleScorer, Score
+
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:\s?%)?")
+MOST = 100_000  # characters; what is longer is no summary, and is not read
 
 
 class CodeReward(Settings):
@@ -42,7 +46,11 @@ class CodeReward(Settings):
         Outcomes are named success, context and leak, with places in the summary. context: prompt, reference,
         and how tokens are counted.
         """
-        outcomes = self._success(run, success, context), self._context(run, context), self._leak(run, context)
+        if len(run.summary) > MOST:
+            outcomes = _endless(run.summary)
+        else:
+            parts = (self._success(run, success, context), self._context(run, context))
+            outcomes = (*parts, self._leak(run, context))
         good, spared, safe = (outcome.score for outcome in outcomes)
         total = max(0.0, good - (1 - spared) - (1 - safe))
         holds = safe == 1 and good > 0
@@ -73,6 +81,11 @@ class CodeReward(Settings):
         return _outcome("leak", float(not marks), marks)
 
 
+def _endless(text: str) -> tuple[Outcome, ...]:
+    marks = (Mark(0, len(text), f"{len(text)} characters are no summary, {MOST} allowed"),)
+    return tuple(_outcome(name, 0.0, marks) for name in ("success", "context", "leak"))
+
+
 def _outcome(name: str, score: float, marks: tuple[Mark, ...], good: bool | None = None) -> Outcome:
     good = score == 1 if good is None else good
     return Outcome(
@@ -80,10 +93,31 @@ def _outcome(name: str, score: float, marks: tuple[Mark, ...], good: bool | None
     )
 
 
+class Says(Acceptance):
+    """Acceptance of a summary: beside an answer that is a number it may hold no other number of that kind,
+    with or without %, but those of the question. So listing many never pays."""
+
+    kind = "says"
+
+    def check(self, text: str, context: Context) -> Finding:
+        found = super().check(text, context)
+        asked = {number for one in self.expect for number, _, _ in _numbers(one)}
+        kinds = {number.endswith("%") for number in asked}
+        fine = asked | {number for number, _, _ in _numbers(context.prompt)}
+        others = [one for one in _numbers(text) if one[0] not in fine and one[0].endswith("%") in kinds]
+        marks = tuple(Mark(start, end, "another answer") for _, start, end in others)
+        return Finding(0.0, (*found.marks, *marks)) if others else found
+
+
 def expects(*answers: str) -> RuleScorer:
     """A scorer of what must be said: the share of the answers that the summary is, or states in a sentence
     without doubt, denial or another answer beside it."""
-    return RuleScorer((Acceptance(id="success", expect=answers),), threshold=1.0)
+    return RuleScorer((Says(id="success", expect=answers),), threshold=1.0)
+
+
+def _numbers(text: str) -> list[tuple[str, int, int]]:
+    found = ((re.sub(r"[\s,]", "", match[0]), *match.span()) for match in _NUMBER.finditer(text))
+    return [(number.removesuffix(".0"), start, end) for number, start, end in found]
 
 
 def direct_tokens(calls: Sequence[Made], context: Context = NOTHING_KNOWN) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from operator import itemgetter
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -62,7 +64,9 @@ class Cited(Rule):
 
 def _citations(text: str, claim: Claim, sentences: tuple[tuple[int, int], ...]) -> set[str]:
     """What the claim's sentence names, and a `[id]` right behind its full stop."""
-    start, end = next(((a, b) for a, b in sentences if a <= claim.start < b), (claim.start, claim.end))
+    at = bisect_right(sentences, claim.start, key=itemgetter(0)) - 1
+    inside = at >= 0 and claim.start < sentences[at][1]
+    start, end = sentences[at] if inside else (claim.start, claim.end)
     behind = re.compile(r"\s{0,3}\[\^?[^\[\]\n]{1,80}\]").match(text, end)
     region = text[start : behind.end() if behind else end]
     found = set()

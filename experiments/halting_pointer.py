@@ -3,7 +3,7 @@
     python experiments/halting_pointer.py --seeds 0 1 2 --out runs/halting-pointer
 
 Per seed: the recipe continuous/pointer (a finished run in OUT/trunk-SEED is used again), then `--steps` more
-with a halting head, a self-evaluation head and practice in answering early. The threshold is the one that
+with a halting head and a self-evaluation head, which alone learn. The threshold is the one that
 takes the fewest thoughts on validation rows at no more than `--drop` below all thoughts. Test rows, asked
 once: all thoughts, halting, and every fixed number of thoughts; thoughts by hops; whether confidences mean
 what they say. `--quick` takes a handful of steps everywhere, to see that it runs.
@@ -38,12 +38,19 @@ CHUNK = 250
 
 
 def halting_stage(stage: StageConfig, options: argparse.Namespace) -> StageConfig:
-    """The recipe's last stage with both heads."""
-    halt = {"cost": options.cost, "hidden": options.hidden, "early": 1.0, "detach": not options.attached}
+    """The recipe's last stage with both heads; they alone learn where nothing they do reaches the model."""
+    halt = {
+        "cost": options.cost,
+        "hidden": options.hidden,
+        "early": options.early,
+        "detach": not options.attached,
+    }
     method = {"halt": halt, "self_evaluation": {"weight": 1.0}}
     faster = dict.fromkeys(method, options.head_lr / options.lr)
     optim = {"name": "adamw", "lr": options.lr, "lr_scale": faster}
-    return remade(stage, method=method, optim=optim, train={"steps": options.steps})
+    alone = not (options.early or options.attached)
+    learns = {"steps": options.steps, "enable": list(method) if alone else []}
+    return remade(stage, method=method, optim=optim, train=learns)
 
 
 def taught(builder: Builder, stage: StageConfig, before: Method, seed: int) -> Method:
@@ -152,6 +159,7 @@ def main() -> None:
     arguments.add_argument("--head-lr", type=float, default=1e-2, help="of the halting stage, for the heads")
     arguments.add_argument("--cost", type=float, default=0.02, help="of a thought, in probability")
     arguments.add_argument("--hidden", type=int, default=64, help="units inside the halting head; 0: linear")
+    arguments.add_argument("--early", type=float, default=0.0, help="weight of practice in answering early")
     arguments.add_argument("--attached", action="store_true", help="let the halting loss reach the model")
     arguments.add_argument("--drop", type=float, default=0.005, help="accuracy that halting may cost")
     arguments.add_argument("--n", type=int, default=2000, help="validation and test rows, each")

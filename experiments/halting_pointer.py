@@ -154,7 +154,7 @@ def show(seed: str, found: dict) -> None:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments.add_argument("--steps", type=int, default=300, help="of the halting stage")
+    arguments.add_argument("--steps", type=int, default=500, help="of the halting stage")
     arguments.add_argument("--lr", type=float, default=5e-4, help="of the halting stage, for the model")
     arguments.add_argument("--head-lr", type=float, default=1e-2, help="of the halting stage, for the heads")
     arguments.add_argument("--cost", type=float, default=0.02, help="of a thought, in probability")

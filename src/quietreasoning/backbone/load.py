@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from quietreasoning.backbone import int_folder
+from quietreasoning.backbone import int_folder, torchao_folder
 from quietreasoning.backbone.config import BackboneConfig, ScratchConfig
 from quietreasoning.backbone.model import Backbone, context_of, layer_types, role_of
 from quietreasoning.backbone.new_rows import Starts, grow, train_new_rows
@@ -175,6 +175,7 @@ def _load_pretrained(
             )
         if int_folder.described(shape, where):
             return int_folder.load(shape, folder, dtype, config.attention, where)
+        torchao_folder.require_package(where, "write the folder without --torchao")
     if shape_will_do and folder.is_dir() and not any(folder.glob("*.safetensors")):
         return AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=config.attention)
     if not sys.stderr.isatty():  # in a log file the bar would be a long line of every load
@@ -191,7 +192,7 @@ def _load_pretrained(
             ignore_mismatched_sizes=True,  # they are named and refused below
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(_refusal(where, error)) from error
     wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
     if wrong or info["mismatched_keys"]:
@@ -214,8 +215,6 @@ def _refusal(where: str, error: Exception) -> str:
         return f"{where}: no such folder. Give a folder written by save_pretrained, or a hub id."
     if "attention implementation" in text:
         return f"{where}: this model does not support the implementation. Set backbone.attention=eager."
-    if isinstance(error, ImportError) or "requires torchao" in text:
-        return f"{where}: {text} Install it, or write the folder without --torchao."
     if "no file named model.safetensors" in text:
         return f"{where}: no safetensors weights; pickled weights are never loaded. Convert the model first."
     return f"{where}: cannot be loaded: {text} Give a folder written by save_pretrained, or a hub id."

@@ -18,14 +18,17 @@ from quietreasoning.nn.fake_quant import Bits, prepared, restore
 
 def require(bits: Bits) -> None:
     """UserError where torchao is not installed, or has no such integers."""
-    if importlib.util.find_spec("torchao") is None:
-        raise UserError(
-            "--torchao: torchao is not installed. pip install quietreasoning[quant], or leave it out"
-        )
+    require_package("--torchao", "leave it out")
     if bits.weight != 8:
         raise UserError(
             f"--torchao writes int8 weights, this run has {bits.weight} bits. Leave --torchao out."
         )
+
+
+def require_package(where: str, cure: str) -> None:
+    """UserError where torchao is not installed."""
+    if importlib.util.find_spec("torchao") is None:
+        raise UserError(f"{where}: torchao is not installed. pip install quietreasoning[quant], or {cure}.")
 
 
 def save(model: nn.Module, folder: Path, bits: Bits) -> None:

@@ -41,6 +41,18 @@ def test_flags_become_a_command(flags, says):
     assert words(flags) == says
 
 
+def test_a_script_has_settings_of_its_own_and_the_users_win():
+    more = {"settings": ("method.weights.kd=0",), "with_data": ("data.tokenizer.train=bpe",)}
+    found = command("distill/answer-tiny", "", ["method.weights.kd=1", "--data", "a.jsonl"], **more)
+    assert found[2:] == [
+        *("method.weights.kd=0", "data.task=teacher-rows", "data.path=a.jsonl", "data.tokenizer.train=bpe"),
+        "method.weights.kd=1",
+    ]
+    assert "data.tokenizer.train=bpe" not in command(
+        "distill/answer-tiny", "", ["--recipe", "distill/answer", "--data", "a.jsonl"], **more
+    )
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

@@ -31,14 +31,26 @@ ENVIRONMENT = {  # old variables -> what to do instead
 }
 
 
-def run(recipe: str, about: str, argv: Sequence[str] | None = None) -> None:
-    """Print the command that these flags are, and become it; ends in SystemExit with its code."""
+def run(
+    recipe: str,
+    about: str,
+    argv: Sequence[str] | None = None,
+    *,
+    settings: Sequence[str] = (),
+    with_data: Sequence[str] = (),
+) -> None:
+    """Print the command that these flags are, and become it; ends in SystemExit with its code.
+
+    settings: what the script stands for besides its recipe. with_data: what that recipe needs for rows of a
+    file.
+    """
     from quietreasoning.cli.guard import EXIT_BAD_INPUT, complain
     from quietreasoning.cli.main import main
 
     try:
         check_environment(os.environ)
-        words = command(recipe, about, sys.argv[1:] if argv is None else argv)
+        given = sys.argv[1:] if argv is None else argv
+        words = command(recipe, about, given, settings=settings, with_data=with_data)
     except UserError as error:
         complain(str(error))
         raise SystemExit(EXIT_BAD_INPUT) from None
@@ -47,8 +59,16 @@ def run(recipe: str, about: str, argv: Sequence[str] | None = None) -> None:
     main()
 
 
-def command(recipe: str, about: str, argv: Sequence[str]) -> list[str]:
-    """The words after `quiet`. UserError for a flag or a value that nothing stands for."""
+def command(
+    recipe: str,
+    about: str,
+    argv: Sequence[str],
+    *,
+    settings: Sequence[str] = (),
+    with_data: Sequence[str] = (),
+) -> list[str]:
+    """The words after `quiet`; a user's own settings come last. UserError for a flag or a value that nothing
+    stands for."""
     for flag, cure in REFUSED.items():
         if any(word == flag or word.startswith(f"{flag}=") for word in argv):
             raise UserError(f"{flag} is not here: {cure}")
@@ -59,13 +79,16 @@ def command(recipe: str, about: str, argv: Sequence[str]) -> list[str]:
             f"--checkpoint={given.checkpoint}: no file of weights is read; give the folder that quiet train "
             "wrote"
         )
-    settings = [f"init={_quoted(given.checkpoint)}"] if given.checkpoint is not None else []
+    said = [*settings]
+    if given.checkpoint is not None:
+        said.append(f"init={_quoted(given.checkpoint)}")
     if given.data is not None:
-        settings += ["data.task=teacher-rows", f"data.path={_quoted(given.data)}"]
+        said += ["data.task=teacher-rows", f"data.path={_quoted(given.data)}"]
+        said += with_data if given.recipe == recipe else ()
     for name in ("steps", "save_every", "log_every"):
         if getattr(given, name) is not None:
-            settings.append(f"train.{name}={getattr(given, name)}")
-    words = ["train", given.recipe, *settings, *own]
+            said.append(f"train.{name}={getattr(given, name)}")
+    words = ["train", given.recipe, *said, *own]
     words += [f"--config={file}" for files in given.config for file in files]
     words += [f"--out={given.output_dir}"] * (given.output_dir is not None)
     return words + ["--resume"] * given.resume

@@ -41,21 +41,6 @@ class Role(IntEnum):
     ANSWER = 5
 
 
-class Kind(IntEnum):
-    """What a stretch of text is, and the class of a token that stands there."""
-
-    OTHER = 0
-    TOOL_NAME = 1  # the called name, without quotes
-    ARG_KEY = 2  # a key of the arguments at any depth, with its quotes where it has some
-    ARG_VALUE = 3  # a leaf value of the arguments, with its quotes; `{}` and `[]` are syntax
-    JSON_SYNTAX = 4  # the rest of a call: brackets, marks, tags, the words `name` and `arguments`
-    INTEGRATION = 5  # a stretch of an answer that repeats a value of a tool result
-    CODE = 6  # the inside of a fenced block
-    DIRECT_CALL = 7  # a call made one by one where a program would do
-    CLAIM = 8  # a statement that can be checked
-    LATENT = 9  # a placeholder of a latent thought; never a label
-
-
 @dataclass(frozen=True)
 class Markers:
     """The token ids every method shares."""
@@ -78,7 +63,7 @@ class Batch:
     rare_B: Tensor  # 1: the answer is a long-tail fact, 0: a popular one, IGNORE: unknown
     instructed_BP: Tensor | None = None  # the prompt as a teacher alone reads it; none: [B, 0]
     row_B: Tensor | None = None  # the example's place in its split; IGNORE: unknown
-    classes_BA: Tensor | None = None  # Kind of each answer token; none: [B, 0]
+    classes_BA: Tensor | None = None  # Kind (kinds.py) of each answer token; none: [B, 0]
     allowed_BAW: Tensor | None = None  # ids that a call's grammar allows in the place of each answer token:
     # packed bits, uint8, the first id highest; all 0 where it says nothing; none: [B, 0, 0]
 

@@ -13,7 +13,7 @@ from fractions import Fraction
 from quietreasoning.data.example import Example
 from quietreasoning.data.spans.dialects import parse_any
 from quietreasoning.evaluate.sandbox import Limits, run
-from quietreasoning.evaluate.tool_scores import asks_call, exact_call, same_calls, valid_call
+from quietreasoning.evaluate.tool_scores import MAX_CHARACTERS, asks_call, exact_call, same_calls, valid_call
 
 NUMBER = re.compile(
     r"""(?P<sign>[-+]?)\s*[$€£]?\s*(?P<sign2>-?)
@@ -81,6 +81,8 @@ def turn(text: str, example: Example) -> bool:
     gold, tools = example.meta.get("calls", ()), example.meta.get("tools", ())
     if not gold:
         return exact(text, example)
+    if len(text) > MAX_CHARACTERS:
+        return False
     parsed = parse_any(text)
     made = [{"name": call.name, "arguments": dict(call.arguments)} for call in parsed.calls]
     fits = all(valid_call(call, tools) for call in made) if tools else True

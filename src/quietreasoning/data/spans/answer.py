@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quietreasoning.config import UserError
-from quietreasoning.contract import Kind
 from quietreasoning.data.config import SpanFormat
 from quietreasoning.data.example import Example
 from quietreasoning.data.padding import pad_right
@@ -26,6 +25,7 @@ from quietreasoning.data.spans.integration import integration_spans
 from quietreasoning.data.spans.offsets import tokenise
 from quietreasoning.data.spans.span import Span, moved
 from quietreasoning.data.spans.vocabulary import Vocabulary
+from quietreasoning.kinds import Kind
 
 
 def answer_spans(example: Example, config: SpanFormat) -> tuple[Span, ...]:

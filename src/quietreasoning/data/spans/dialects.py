@@ -47,9 +47,13 @@ class Json:
         return written(objects[0] if len(objects) == 1 else objects, spaced)
 
     def parse(self, text: str) -> Parsed:
-        """Brackets that open no JSON are prose, unless a call's keys were read before it broke."""
-        found, faults, at = [], [], 0
+        """Brackets that open no JSON are prose, unless a call's keys were read before it broke. Whoever opens
+        many and closes none is given up: what is read in vain has a limit."""
+        found, faults, at, left = [], [], 0, len(text) + 50_000
         while (at := _bracket(text, at)) >= 0:
+            if left < 0:
+                faults.append(CallFault(at, "too many brackets that open no JSON"))
+                break
             try:
                 parser = container_at(text, at)
                 found += found_in(text, parser, at, parser.at, self.name)
@@ -58,6 +62,7 @@ class Json:
                 faults.append(error.fault)
                 at = parser.at
             except JsonError as error:
+                left -= error.offset - at
                 if _looks_like_call(error.parser):
                     faults.append(CallFault(error.offset, error.message))
                     at = error.offset

@@ -66,6 +66,9 @@ class _Open:
             self.value.append(value)
 
 
+MAX_DEPTH = 512
+
+
 @dataclass
 class JsonParser:
     """Feed text in pieces of any size; `nodes` grows as things end. Then `close()` gives the value.
@@ -119,6 +122,8 @@ class JsonParser:
         elif after in _SCALARS:
             self._raw.append(char)
         elif char in "{[":
+            if len(self._open) == MAX_DEPTH:  # a place costs as much as it is deep
+                raise JsonError(self.at, f"nested deeper than {MAX_DEPTH}")
             path = self._open[-1].path_of_next() if self._open else ()
             self._open.append(_Open({} if char == "{" else [], self.at, path))
         elif char in "}]":

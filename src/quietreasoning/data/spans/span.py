@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from quietreasoning.contract import Kind
+from quietreasoning.kinds import Kind
 
 
 @dataclass(frozen=True, slots=True)

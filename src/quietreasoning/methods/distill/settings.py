@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from quietreasoning.backbone import BackboneConfig
 from quietreasoning.config import Settings
-from quietreasoning.contract import Kind, MethodConfig
+from quietreasoning.contract import MethodConfig
+from quietreasoning.kinds import Kind
 from quietreasoning.losses.kd import Divergence
 from quietreasoning.losses.kd_schedules import EntropySchedule
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from quietreasoning.backbone import Backbone
 from quietreasoning.config import UserError
-from quietreasoning.contract import IGNORE, Batch, Kind, Role, Term
+from quietreasoning.contract import IGNORE, Batch, Role, Term
+from quietreasoning.kinds import Kind
 from quietreasoning.losses.spans import span_sums
 from quietreasoning.methods.distill.settings import SPAN_TERMS
 from quietreasoning.methods.sequence import Visible

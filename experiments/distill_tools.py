@@ -1,0 +1,137 @@
+"""What a teacher, spans, rewards and its own text add to a tiny student that calls tools.
+
+    quiet train distill/teacher-tiny && quiet export runs/distill-teacher-tiny-0 runs/teacher
+    python experiments/distill_tools.py --teacher runs/teacher --seeds 0 1 2 --out runs/distill-tools
+
+Arms of a seed: `sft`, gold text alone; `kd`, the teacher beside it; `spans`, and what tokens are; all for the
+same steps on the same rows. Then from `spans`: `rewards`, and `longer`, as many further steps of the same
+kind; from `kd`: `own`, the student's own text, and `kd-longer`. Test rows are asked by real generation; KL is
+per token in nats: of the student from the teacher on gold text, and the reverse on text of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from arms import over_seeds, trained
+
+from quietreasoning.build import Loaded, resolve
+from quietreasoning.data.config import build_task
+from quietreasoning.evaluate.call_figures import call_figures
+from quietreasoning.methods import METHODS
+
+SPANS = {"tool_name": 0.2, "arg_value": 0.3, "grammar": 0.1, "tool_choice": 0.2, "integration": 0.1}
+LEARNED = {
+    "sft": {"kd": 0, "answer": 1},
+    "kd": {"kd": 0.5, "answer": 0.5},
+    "spans": {"kd": 0.5, "answer": 0.5} | SPANS,
+}
+FROM = {"rewards": "spans", "longer": "spans", "own": "kd", "kd-longer": "kd"}
+RATES = ("exact", "tool", "argument_f1", "parses", "valid", "over_calling", "declined")
+
+
+def settings(name: str, args: argparse.Namespace) -> tuple[str, list[str]]:
+    """Recipe and settings of an arm."""
+    shared = [
+        "data.options={tools: [2], parallel: 0}",
+        f"data.train={args.rows}",
+        f"data.tokenizer={{path: {args.teacher}, train: null}}",
+        "train.save_every=0",
+    ]
+    teacher = f"method.teacher.path={args.teacher}"
+    if name in LEARNED:
+        heard = "method.teacher=null" if name == "sft" else teacher
+        weights = [f"method.weights.{key}={value}" for key, value in LEARNED[name].items()]
+        return "distill/kd-tiny", [*shared, heard, *weights, f"train.steps={args.steps}"]
+    after = [*shared, "optim.lr=1e-3", "optim.warmup_steps=5"]
+    if name == "rewards":
+        return "distill/rewards-tiny", [*after, f"train.steps={args.after}", "data.options.rows=call"]
+    if name == "own":
+        return "distill/own-tiny", [*after, teacher, f"train.steps={args.after}"]
+    weights = [f"method.weights.{key}={value}" for key, value in LEARNED[FROM[name]].items()]
+    return "distill/kd-tiny", [*after, teacher, *weights, f"train.steps={args.after}"]
+
+
+def run_of(name: str, seed: int, args: argparse.Namespace) -> Loaded:
+    recipe, chosen = settings(name, args)
+    start = f'"{args.out / f"{FROM[name]}-{seed}"}"' if name in FROM else "null"
+    return trained(
+        resolve(recipe, [*chosen, f"seed={seed}", f"init={start}"], str(args.out / f"{name}-{seed}"))
+    )
+
+
+@torch.no_grad()
+def measured(run: Loaded, args: argparse.Namespace) -> dict[str, float]:
+    """Rates of real generation and nats per token, over test rows of both kinds."""
+    data = run.config.stages[-1].data
+    data = data.model_copy(update={"options": data.options.model_copy(update={"rows": "both"})})
+    examples = build_task(data).split("test", args.n)
+    texts = []
+    for first in range(0, len(examples), 125):
+        some = [examples[i] for i in range(first, min(first + 125, len(examples)))]
+        said = run.method.generate(run.encoder.prompts(some), max_new_tokens=48)
+        texts += [run.encoder.text(answer) for answer in said.answers]
+    found = call_figures(texts, examples)["figures"]
+    told = [
+        text.split() == e.answer.split()
+        for text, e in zip(texts, examples, strict=True)
+        if not e.meta["calls"]
+    ]
+    answers = [
+        text.split() == e.answer.split()
+        for text, e in zip(texts, examples, strict=True)
+        if e.meta["kind"] == "answer"
+    ]
+    return {
+        **{name: found[name] for name in RATES if name in found},
+        "answers": sum(answers) / len(answers),
+        "no_call": sum(told) / max(1, len(told)),
+        **nats(run, examples[: args.n // 2], args),
+    }
+
+
+def nats(run: Loaded, examples, args: argparse.Namespace) -> dict[str, float]:
+    """KL of the student from the teacher on gold text; reverse KL on the student's own."""
+    found = {}
+    for name, extra in (("kl_gold", {}), ("kl_own", {"own": {"share": 1, "max_tokens": 48}})):
+        weights = {"kd": 0, "answer": 0, "own": 1} if extra else {"kd": 1, "answer": 0}
+        config = METHODS["distill"].Config(
+            teacher={"path": str(args.teacher)}, steps=False, weights=weights, **extra
+        )
+        probe = METHODS["distill"](run.method.backbone, config, run.method.markers).eval()
+        total = count = 0.0
+        for first in range(0, len(examples), 50):
+            batch = run.encoder.batch([examples[i] for i in range(first, min(first + 50, len(examples)))])
+            (term,) = probe(batch).terms.values()
+            total, count = total + float(term.total), count + probe.units(batch)[term.unit]
+        found[name] = total / count
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=[*LEARNED, *FROM])
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--after", type=int, default=150)
+    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--n", type=int, default=500)
+    args = parser.parse_args()
+    table: dict[str, list[dict[str, float]]] = {}
+    for seed in args.seeds:
+        for name in args.arms:
+            row = measured(run_of(name, seed, args), args)
+            table.setdefault(name, []).append(row)
+            print(name, seed, json.dumps({key: round(value, 4) for key, value in row.items()}), flush=True)
+    for name, rows in table.items():
+        pooled = {key: [round(v, 4) for v in over_seeds([row[key] for row in rows])] for key in rows[0]}
+        print(name, json.dumps(pooled))
+
+
+if __name__ == "__main__":
+    main()

@@ -5,11 +5,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 from quietreasoning.data.example import Example
+from quietreasoning.data.spans.dialects import parse_any
 from quietreasoning.evaluate.scorers import SCORERS
-from quietreasoning.evaluate.tool_scores import asks_call, read_calls, score_calls
+from quietreasoning.evaluate.tool_scores import (
+    MAX_CHARACTERS,
+    CallScore,
+    asks_call,
+    read_calls,
+    score_calls,
+)
 
 Reward = Callable[[str, Example], float]
 
@@ -21,15 +29,38 @@ def call_reward(text: str, example: Example) -> float:
     if not asks_call(example):
         return float(SCORERS["call"](text, example) and read_calls(text) is None)
     score = score_calls(text, example.meta["calls"], example.meta["tools"])
-    if score.exact:
-        return 1.0
+    return 1.0 if score.exact else _partly(score)
+
+
+def turn_reward(text: str, example: Example) -> float:
+    """As `call_reward`, of an assistant's turn that makes calls in any dialect: those that can be read count,
+    and a broken one beside them keeps no schema. Tools that no row declares take any arguments."""
+    gold = example.meta.get("calls", ())
+    if not gold or SCORERS["turn"](text, example):
+        return float(SCORERS["turn"](text, example))
+    if len(text) > MAX_CHARACTERS:
+        return 0.0
+    parsed = parse_any(text)
+    made = [{"name": call.name, "arguments": dict(call.arguments)} for call in parsed.calls]
+    tools = example.meta.get("tools", ()) or [{"name": call["name"], "parameters": {}} for call in gold]
+    try:
+        score = score_calls(json.dumps(made), gold, tools)
+    except (ValueError, RecursionError):  # a number or a nesting that no JSON is written with
+        return 0.0
+    return _partly(score._replace(valid=0.0) if parsed.faults else score)
+
+
+def _partly(score: CallScore) -> float:
     form = 1.0 if score.valid and score.tool else 0.5 if score.valid else 0.25 * score.parses
     return min(0.99, (form + score.argument_f1) / 2)
 
 
+GRADED: dict[str, Reward] = {"call": call_reward, "turn": turn_reward}
+
+
 def reward_of(scorer: str) -> Reward:
     """The reward of a task that is scored so: graded for calls, else whether it is right."""
-    if scorer == "call":
-        return call_reward
+    if scorer in GRADED:
+        return GRADED[scorer]
     score = SCORERS[scorer]
     return lambda text, example: float(score(text, example))

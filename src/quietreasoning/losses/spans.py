@@ -92,8 +92,9 @@ def unpacked(allowed_CW: Tensor, vocabulary: int) -> Tensor:
 def _check(labels_N: Tensor, allowed_NW: Tensor) -> None:
     if not allowed_NW.shape[1]:
         return
-    byte_N = allowed_NW.gather(1, (labels_N // 8)[:, None])[:, 0]
-    allows_N = (byte_N >> (7 - labels_N % 8).to(torch.uint8)) & 1
+    last = allowed_NW.shape[1] - 1  # ids beyond the bits are not allowed
+    byte_N = allowed_NW.gather(1, (labels_N // 8).clamp(max=last)[:, None])[:, 0]
+    allows_N = (byte_N >> (7 - labels_N % 8).to(torch.uint8)) & (labels_N // 8 <= last)
     wrong_N = (allowed_NW != 0).any(-1) & (allows_N == 0)
     if wrong_N.any():
         at = int(wrong_N.nonzero()[0])

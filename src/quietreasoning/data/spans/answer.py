@@ -109,6 +109,8 @@ def _check(example: Example, parsed: Parsed, calls: Sequence[Mapping[str, Any]] 
     wanted = tuple(Call(call["name"], call["arguments"]) for call in calls)
     if parsed.calls != wanted:
         fault = f": {parsed.faults[0]}" if parsed.faults else ""
+        if _names(parsed.calls) == _names(wanted):
+            fault = " with other arguments" + fault
         raise UserError(
             f"example {example.id}: its answer reads as {_names(parsed.calls)}, its row says "
             f"{_names(wanted)}{fault}; mend the row, or set data.format.spans.dialect to how it writes calls"

@@ -95,7 +95,7 @@ class Distill(Writer):
         visible = self.visible(batch, own_B)
         counted_BT = visible.labels_BT != IGNORE
         hidden_BTD, layers_LBTD = self.read(self.backbone, batch.prompt_BP, visible)
-        taught = self.listen(batch, visible, counted_BT)
+        taught, taught_LBTD = self.listen(batch, visible, counted_BT)
         terms, metrics = self.divergence(hidden_BTD[counted_BT], visible.labels_BT[counted_BT], taught)
         if config.spans:
             more, said = spans.terms(
@@ -104,7 +104,6 @@ class Distill(Writer):
             terms |= more
             metrics |= said
         if self.layers is not None:
-            _, taught_LBTD = self.read(self.teacher, batch.prompt_BP, visible, learns=False)
             total = self.layers(layers_LBTD[:, counted_BT], taught_LBTD[:, counted_BT])
             terms["hidden"] = Term(total, "token", self.weight("hidden"))
         if config.own:
@@ -125,11 +124,12 @@ class Distill(Writer):
             terms["kd"] = Term(found.kd, "token", self.weight("kd"))
         if w.answer:
             terms["answer"] = Term(found.ce, "token", self.weight("answer"))
-        count = torch.tensor(len(labels_N), device=labels_N.device)
-        metrics = {"token_accuracy": (found.hits, count)}
+        # an entropy schedule leaves positions out of either sum, and out of its figures with it
+        labelled, compared = (torch.tensor(n, device=labels_N.device) for n in (found.ce_rows, found.kd_rows))
+        metrics = {"token_accuracy": (found.hits, labelled)}
         if taught is not None:
-            metrics["agreement"] = (found.agree, count)  # student and teacher expect the same token
-            metrics["entropy"] = (found.entropy, count)
+            metrics["agreement"] = (found.agree, compared)  # student and teacher expect the same token
+            metrics["entropy"] = (found.entropy, compared)
         return terms, metrics
 
     def _distilled(self, hidden_ND: Tensor, labels_N: Tensor, taught: Teacher | None) -> Distilled:
@@ -156,17 +156,22 @@ class Distill(Writer):
         )
 
     @torch.no_grad()
-    def listen(self, batch: Batch, visible: Visible, counted_BT: Tensor) -> Teacher | None:
-        """What the teacher says of the gold text at the N counted positions."""
-        if not self.config.weights.kd:
-            return None
+    def listen(
+        self, batch: Batch, visible: Visible, counted_BT: Tensor
+    ) -> tuple[Teacher | None, Tensor | None]:
+        """What the teacher says of the gold text at the N counted positions, and its layers [L, B, T, E]
+        where those are matched: one pass for both."""
+        w = self.config.weights
+        if not (w.kd or w.hidden):
+            return None, None
         if self.config.cache is None:
-            hidden_BTD, _ = self.read(self.teacher, batch.prompt_BP, visible, learns=False)
-            return StateTeacher(hidden_BTD[counted_BT], self.teacher.logits)
+            hidden_BTD, layers_LBTD = self.read(self.teacher, batch.prompt_BP, visible, learns=False)
+            said = StateTeacher(hidden_BTD[counted_BT], self.teacher.logits) if w.kd else None
+            return said, layers_LBTD
         ids_BT = torch.cat([batch.prompt_BP, visible.ids_BT], 1)
         blank_BP = torch.zeros_like(batch.prompt_BP, dtype=torch.bool)
         learned_BT = torch.cat([blank_BP, counted_BT], 1).roll(-1, 1)  # positions that predict a label
-        return self.recorded(ids_BT, learned_BT)
+        return self.recorded(ids_BT, learned_BT), None
 
     def read(
         self, backbone: Backbone, prompt_BP: Tensor, visible: Visible, *, learns: bool = True

@@ -173,6 +173,8 @@ class DistillConfig(MethodConfig):
         if self.cache and (w.hidden or w.own or self.entropy):
             part = "hidden" if w.hidden else "own" if w.own else "entropy"
             raise ValueError(f"method.{part} asks a teacher what no cache holds; give method.teacher.path")
+        if self.cache and not w.kd:
+            raise ValueError("method.cache has no effect: weight kd is 0; drop it")
         if self.teacher and not (w.kd or w.own or w.hidden):
             raise ValueError("method.teacher has no effect: weights kd, own and hidden are 0; drop it")
         return self
@@ -187,6 +189,8 @@ class DistillConfig(MethodConfig):
             raise ValueError("method.entropy weighs the teacher's divergence, whose weight kd is 0; drop it")
         if self.cache and self.divergence.final_temperature:
             raise ValueError("a cache knows single temperatures; drop divergence.final_temperature")
+        if self.hidden and self.hidden.decay and "hidden" in self.final_weights:
+            raise ValueError("method.hidden.decay lets its weight fall to 0; drop it or final_weights.hidden")
         for name, value in self.final_weights.items():
             if name not in DistillWeights.model_fields:
                 choices = ", ".join(DistillWeights.model_fields)

@@ -126,7 +126,8 @@ class Distill(Writer):
             terms["answer"] = Term(found.ce, "token", self.weight("answer"))
         # an entropy schedule leaves positions out of either sum, and out of its figures with it
         labelled, compared = (torch.tensor(n, device=labels_N.device) for n in (found.ce_rows, found.kd_rows))
-        metrics = {"token_accuracy": (found.hits, labelled)}
+        name = "token_accuracy" if self.config.entropy is None else "weighed_accuracy"
+        metrics = {name: (found.hits, labelled)}
         if taught is not None:
             metrics["agreement"] = (found.agree, compared)  # student and teacher expect the same token
             metrics["entropy"] = (found.entropy, compared)

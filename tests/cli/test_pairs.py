@@ -65,16 +65,15 @@ def test_a_killed_command_goes_on_where_it_ended(commands, run, whole, tmp_path,
     reader.close()
 
 
-def test_two_processes_make_the_same_set(run, whole, tmp_path):
-    import subprocess
-    import sys
-
-    line = [sys.executable, "-m", "quietreasoning.cli.main", "data", "pairs", run, *ASKED]
-    done = subprocess.run([*line, "--out", tmp_path / "p", "--nproc", "2"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_two_ranks_make_the_same_set(run, whole, tmp_path, monkeypatch):
+    """As --nproc starts them, here one after the other: they share the folder and nothing else."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        told = quiet("pairs", run, *ASKED, "--out", tmp_path / "p")
     assert rows_of(tmp_path / "p") == rows_of(whole)
     makers = {row["shard"].split("-")[1] for row in read_rows(tmp_path / "p")}
-    assert makers == {"r0of2", "r1of2"} and "thinking tokens" in done.stdout
+    assert makers == {"r0of2", "r1of2"} and "thinking tokens" in told
 
 
 def test_a_fresh_start_moves_the_old_pairs_aside(run, tmp_path):

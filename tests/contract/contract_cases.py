@@ -136,10 +136,6 @@ CASES: dict[str, tuple[str, dict]] = {
     "thoughts-bound": ("thoughts", THOUGHTS | {"objective": "bound", "visible": True, "sampled": True}),
     "thoughts-text": ("thoughts", THOUGHTS | {"baseline": "plain", "weights": {"text": 0, "kl": 0.3}}),
     "distill": ("distill", {"teacher": "a folder", "chunk": 5, "divergence": {"temperature": 2}}),
-    "distill-jsd": (
-        "distill",
-        {"teacher": "a folder", "divergence": {"beta": 0.3}, "weights": {"kd": 1, "answer": 0}},
-    ),
     "distill-spans": (
         "distill",
         {
@@ -155,6 +151,7 @@ CASES: dict[str, tuple[str, dict]] = {
         "distill",
         {
             "teacher": "a folder",
+            "divergence": {"beta": 0.3},
             "own": {"share": 0.6, "max_tokens": 4, "interleave": 3},
             "weights": {"own": 1, "answer": 1, "kd": 0.1},
         },

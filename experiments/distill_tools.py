@@ -40,6 +40,8 @@ def settings(name: str, args: argparse.Namespace) -> tuple[str, list[str]]:
         f"data.train={args.rows}",
         f"data.tokenizer={{path: {args.teacher}, train: null}}",
         "train.save_every=0",
+        "train.batch_size=16",
+        f"data.format.spans.grammar={str(FROM.get(name, name) == 'spans').lower()}",  # costs a while a row
     ]
     teacher = f"method.teacher.path={args.teacher}"
     if name in LEARNED:
@@ -117,9 +119,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=[*LEARNED, *FROM])
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--after", type=int, default=150)
-    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--after", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--n", type=int, default=500)
     args = parser.parse_args()
     table: dict[str, list[dict[str, float]]] = {}

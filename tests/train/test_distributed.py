@@ -15,6 +15,7 @@ from quietreasoning.train.loop import train
 from quietreasoning.train.settings import TrainConfig
 from quietreasoning.train.snapshot import load_weights
 from quietreasoning.train.state import TrainState
+from quietreasoning.train.term_gradients import term_norms
 
 DEADLINE_SECONDS = 300
 # whatever a checkpoint of a sharded optimizer holds: momentum, moments, slow gradients, averages
@@ -119,6 +120,30 @@ def test_two_ranks_equal_one(on_two_ranks, sharding, accumulate, kind):
             torch.testing.assert_close(
                 torch.tensor(values), torch.tensor(alone[2][name]), rtol=1e-4, atol=1e-6, msg=name
             )
+
+
+def measured(machine, sharding, every):
+    config = TrainConfig(steps=2, batch_size=12, sharding=sharding, log_every=1, term_gradients=every)
+    optim = OptimConfig(name="sgd", lr=0.05, clip=0.5)
+    state = TrainState.create(Toy(), config, optim, machine)
+    records = list(train(state, toy_batches(12), config, optim))
+    weights = {name: p.detach().tolist() for name, p in state.finish().named_parameters()}
+    return [record.gradients for record in records], weights
+
+
+def test_gradients_of_terms_are_a_mean_over_ranks_and_change_nothing(on_two_ranks):
+    units = Toy().units(toy_batches(12)(0, 0, 1, 0, 1))
+    norms = []
+    for rank in range(2):
+        method = Toy()
+        terms = method(toy_batches(12)(0, 0, 1, rank, 2)).terms
+        norms.append(term_norms(terms, units, list(method.parameters())))
+    expected = {name: float(norms[0][name] + norms[1][name]) / 2 for name in norms[0]}
+    for sharding in ("ddp", "fsdp"):
+        (rows, weights), (others, _) = on_two_ranks(measured, sharding, 2)
+        assert rows == others and rows[0] == {} and set(rows[1]) == set(expected)
+        assert weights == on_two_ranks(measured, sharding, 0)[0][1]
+        assert on_two_ranks(measured, sharding, 1)[0][0][0] == pytest.approx(expected, rel=1e-5)
 
 
 class Seldom(Remembering):

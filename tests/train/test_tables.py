@@ -8,12 +8,12 @@ import torch
 from train_toys import Remembering, logged, run_toy, toy_batches, toy_plan, weights_hash
 
 from quietreasoning.optim.settings import OptimConfig
-from quietreasoning.train.checks import held
 from quietreasoning.train.loop import clip, train
 from quietreasoning.train.settings import TrainConfig
 from quietreasoning.train.signals import StopFlag, Stopped
 from quietreasoning.train.snapshot import estimated_bytes
 from quietreasoning.train.state import TrainState
+from quietreasoning.train.term_gradients import held
 
 OPTIM = {"name": "adamw", "lr": 0.02, "weight_decay": 0.3, "clip": 0.1}
 

@@ -20,6 +20,7 @@ from quietreasoning.optim.optimizers import build_optimizer
 from quietreasoning.optim.settings import OptimConfig
 from quietreasoning.train import probes
 from quietreasoning.train.probes import READ_AS, Pass, Reading
+from quietreasoning.train.term_gradients import held
 
 
 @dataclass
@@ -263,11 +264,6 @@ def _unreached(method: Method, reading: Reading) -> list[str]:
     )
     pairs = zip(params, grads, strict=True)
     return [name for name, grad in pairs if grad is None or not (held(grad) != 0).any()]
-
-
-def held(grad: Tensor) -> Tensor:
-    """The values a gradient holds: all of a dense one, the touched rows of a sparse one."""
-    return grad.coalesce().values() if grad.is_sparse else grad
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -42,6 +42,7 @@ class StepRecord:
     loss: float  # what was minimised: sum of weight * term
     losses: dict[str, float]  # term -> mean over its unit, unweighted
     metrics: dict[str, float]
+    gradients: dict[str, float]  # term -> norm of its own gradient, where measured (`term_gradients.py`)
     lr: float
     grad_norm: float  # before clipping
     tokens: int  # units "token" in this step
@@ -59,6 +60,7 @@ class StepRecord:
             "train/loss": self.loss,
             **{f"loss/{name}": value for name, value in self.losses.items()},
             **{f"train/{name}": value for name, value in self.metrics.items()},
+            **{f"gradient/{name}": value for name, value in self.gradients.items()},
             "train/lr": self.lr,
             "train/grad_norm": self.grad_norm,
             "train/steps": self.stage_step,
@@ -108,7 +110,8 @@ def train(
 
         state.method.pace(spent(state, config))
         slower = follow(state.method, config, state.step, state.tokens)
-        sums, carries = backward_all(state, window, counts)
+        measure = config.term_gradients > 0 and (state.step + 1) % config.term_gradients == 0
+        sums, carries = backward_all(state, window, counts, measure)
         grad_norm, local = sums.fetch(clip(params, optim.clip).to(machine.device))
         summed = add_up(local)
         updated = accepts(state, config, summed["loss"], grad_norm)
@@ -132,6 +135,7 @@ def train(
             loss=summed["loss"],
             losses=sums.term_means(summed, counts),
             metrics=means(summed) | figures,
+            gradients=means(summed, "norm", "ranks"),
             lr=lr,
             grad_norm=grad_norm,
             tokens=tokens,
@@ -143,18 +147,22 @@ def train(
         )
 
 
-def backward_all(state: TrainState, window: list[Batch], counts: dict[str, float]) -> tuple[Sums, list[Any]]:
+def backward_all(
+    state: TrainState, window: list[Batch], counts: dict[str, float], measure: bool
+) -> tuple[Sums, list[Any]]:
     """Forward of every lane, and backward unless the method counts; returns what they report and the carries
-    after the step."""
+    after the step. measure: the first lane reports its terms' gradients too."""
     sums, carries = Sums(), []
     for lane, batch in enumerate(window):
         with synchronising(state.wrapped, lane == len(window) - 1, state.sharded):
             with state.optimizer.watching():
-                loss, totals, metrics, carry = state.wrapped(batch, state.carries[lane], counts)
+                loss, totals, metrics, carry, norms = state.wrapped(
+                    batch, state.carries[lane], counts, measure and lane == 0
+                )
             if not state.method.counts:
                 # DDP and FSDP2 average over ranks; the counts already hold all ranks
                 (loss if state.machine.world == 1 else loss * state.machine.world).backward()
-        sums.add(loss.detach(), totals, metrics)
+        sums.add(loss.detach(), totals, metrics, norms)
         carries.append(carry)
     if state.machine.world > 1 and not state.sharded:
         add_tables(state.tables, state.machine)
@@ -207,7 +215,11 @@ class Sums:
         self.units: dict[str, str] = {}
 
     def add(
-        self, loss: Tensor, totals: dict[str, tuple[Tensor, str]], metrics: dict[str, tuple[Tensor, Tensor]]
+        self,
+        loss: Tensor,
+        totals: dict[str, tuple[Tensor, str]],
+        metrics: dict[str, tuple[Tensor, Tensor]],
+        norms: dict[str, Tensor],
     ) -> None:
         self._add("loss", loss)
         for name, (total, unit) in totals.items():
@@ -218,6 +230,9 @@ class Sums:
                 raise ValueError(f"metric {name!r} is the loop's own. Reserved: {', '.join(RESERVED)}.")
             self._add(f"sum/{name}", total)
             self._add(f"count/{name}", count)
+        for name, norm in norms.items():  # a mean over the ranks that measured
+            self._add(f"norm/{name}", norm)
+            self._add(f"ranks/{name}", torch.ones_like(norm))
 
     def fetch(self, grad_norm: Tensor) -> tuple[float, dict[str, float]]:
         """The gradient norm and the sums as numbers: the step's only wait for the device."""
@@ -233,12 +248,11 @@ class Sums:
         self.values[name] = self.values[name] + value if name in self.values else value
 
 
-def means(summed: dict[str, float]) -> dict[str, float]:
+def means(summed: dict[str, float], above: str = "sum", below: str = "count") -> dict[str, float]:
     """Metric -> sum / count, where anything was counted."""
-    names = [key.removeprefix("sum/") for key in summed if key.startswith("sum/")]
-    return {
-        name: summed[f"sum/{name}"] / summed[f"count/{name}"] for name in names if summed[f"count/{name}"]
-    }
+    names = [key.removeprefix(f"{above}/") for key in summed if key.startswith(f"{above}/")]
+    counted = {name: summed[f"{below}/{name}"] for name in names}
+    return {name: summed[f"{above}/{name}"] / count for name, count in counted.items() if count}
 
 
 def clip(params: list[torch.nn.Parameter], largest: float) -> Tensor:

@@ -15,7 +15,7 @@ from quietreasoning.train.distributed import Machine
 
 # what may change between two starts of one run: nothing here touches a weight
 FREE_SECTIONS = ("out", "track", "eval")
-FREE_TRAIN = ("save_every", "keep", "eval_every", "log_every", "max_bad_steps")
+FREE_TRAIN = ("save_every", "keep", "eval_every", "log_every", "term_gradients", "max_bad_steps")
 
 Recipe = list[dict[str, Any]]
 

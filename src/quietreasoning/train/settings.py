@@ -64,6 +64,9 @@ class TrainConfig(Settings):
     """Steps between evaluations; 0 never evaluates, any other number also does at the end of the stage."""
     log_every: int = Field(default=10, ge=1)
     """Steps between log records; the last step is always logged."""
+    term_gradients: int = Field(default=0, ge=0)
+    """Steps between figures `gradient/<term>` in the log, a multiple of `log_every`; 0: never. The norm of
+    what a term adds to the gradient on the first lane's rows, averaged over ranks; each costs a backward."""
     max_bad_steps: int = Field(default=5, ge=1)
     """Steps in a row with a loss or gradient that is not finite before the run stops; each one is skipped."""
     skip_spikes: bool = False
@@ -76,3 +79,15 @@ class TrainConfig(Settings):
         if self.steps is not None and self.tokens is not None:
             raise ValueError("give steps or tokens, not both")
         return self
+
+    @model_validator(mode="after")
+    def _what_is_measured_is_logged(self) -> TrainConfig:
+        if self.term_gradients % self.log_every:
+            raise ValueError(
+                f"term_gradients={self.term_gradients} is no multiple of log_every={self.log_every}, and a "
+                f"step that is not logged shows nothing; choose 0 or {self._rounded_up()}"
+            )
+        return self
+
+    def _rounded_up(self) -> int:
+        return -(-self.term_gradients // self.log_every) * self.log_every

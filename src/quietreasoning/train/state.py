@@ -21,6 +21,7 @@ from quietreasoning.optim.settings import OptimConfig
 from quietreasoning.train.distributed import Machine, is_sharded, unwrap, whole, wrap
 from quietreasoning.train.rng import kept_rng
 from quietreasoning.train.settings import TrainConfig
+from quietreasoning.train.term_gradients import share, term_norms
 
 BF16_GAINS_FROM = 500_000  # parameters; below, casting costs more than bf16 products save
 SPIKE_WINDOW = 128
@@ -40,25 +41,31 @@ class LaneStep(nn.Module):
         self.autocast = autocast
         self.device_type = device_type
 
-    def forward(self, batch: Batch, carry: Any, counts: dict[str, float]) -> tuple[Tensor, dict, dict, Any]:
-        """The lane's share of the loss, term totals, metrics and carry; only the first has a graph."""
+    def forward(
+        self, batch: Batch, carry: Any, counts: dict[str, float], measure: bool = False
+    ) -> tuple[Tensor, dict, dict, Any, dict]:
+        """The lane's share of the loss, term totals, metrics, carry, and if asked the norms of the terms'
+        gradients; only the first has a graph. Measured in here, no rank's hooks on gradients hear of it."""
         if self.autocast is None:
             out = self.call(batch, carry)
         else:
             with torch.autocast(self.device_type, dtype=self.autocast):
                 out = self.call(batch, carry)
-        return weighted(out, counts), *detached(out)
+        loss, norms = weighted(out, counts), {}
+        if measure and not self.method.counts:
+            norms = term_norms(out.terms, counts, [p for p in self.method.parameters() if p.requires_grad])
+        return loss, *detached(out), norms
 
 
 def weighted(out: StepOutput, counts: dict[str, float]) -> Tensor:
-    """sum(weight * total / count): the only place where a loss is divided."""
+    """sum(weight * total / count)."""
     loss = None
     for name, term in out.terms.items():
         if term.unit not in counts:
             raise ValueError(
                 f"term {name!r} sums over {term.unit!r}, which units() lacks. It has: {list(counts)}."
             )
-        part = term.total * (term.weight / max(counts[term.unit], 1.0))
+        part = share(term, counts)
         loss = part if loss is None else loss + part
     if loss is None:
         raise ValueError("forward returned no loss term")
@@ -176,6 +183,11 @@ def check_settings(config: TrainConfig, optim: OptimConfig, ranks: int) -> None:
         raise UserError(
             f"train.batch_size={config.batch_size} does not divide into train.accumulate={config.accumulate} "
             f"lanes on {ranks} rank(s). Use a multiple of {shares}."
+        )
+    if config.term_gradients and config.compile:
+        raise UserError(
+            f"train.term_gradients={config.term_gradients} goes through a graph more than once, which a "
+            "compiled forward does not allow. Set train.compile=false, or train.term_gradients=0."
         )
     if optim.qk_clip and config.compile:
         raise UserError(

@@ -54,6 +54,7 @@ class Request:
     stage: str | None = None
     revision: str | None = None
     split: str = "train"
+    steps: bool = True  # false: the answer alone is learned, behind its prefix
     keep: Keep = field(default_factory=Keep)
     batch_size: int = 8
     rows_per_shard: int = 256
@@ -81,7 +82,7 @@ def capture(request: Request, *, rank: int = 0, ranks: int = 1) -> dict[str, Any
         teacher = open_teacher(request)
         data, encoder = open_data(request, teacher)
         check_teacher(request.model, teacher.tokenizer, encoder.tokenizer)
-        rows, dropped = load_rows(data, encoder, request.split, stop.check)
+        rows, dropped = load_rows(data, encoder, request.split, stop.check, steps=request.steps)
         identity = weights_identity(teacher.backbone)
         with writing(request.out, rank, ranks):
             settings = CACHE.settle(
@@ -139,6 +140,8 @@ def open_data(request: Request, teacher: Teacher) -> tuple[DataConfig, Encoder]:
         data, tokenizer = _dataset(request, teacher.data), teacher.tokenizer
     else:
         data, tokenizer = _recipe(request)
+    if TASKS[data.task].text and not request.steps:
+        raise UserError(f"--no-steps: data.task={data.task} is running text, which has no steps; drop it")
     context = teacher.backbone.context
     return data, Encoder(tokenizer, data.format, max_prompt_tokens=data.max_prompt_tokens, context=context)
 
@@ -150,6 +153,13 @@ def _recipe(request: Request) -> tuple[DataConfig, Any]:
     if request.stage is not None and request.stage not in names:
         raise UserError(f"--stage {request.stage}: no such stage. {suggest(request.stage, names)}")
     stage = config.stages[-1 if request.stage is None else names.index(request.stage)]
+    learns = getattr(stage.method, "steps", request.steps)
+    if learns is not request.steps:
+        cure = "leave --no-steps out" if learns else "give --no-steps"
+        raise UserError(
+            f"{request.recipe} has method.steps={str(learns).lower()}: its student learns other positions; "
+            f"{cure}, or set method.steps={str(request.steps).lower()}"
+        )
     return stage.data, Builder(config).tokenizer
 
 
@@ -175,7 +185,7 @@ def _dataset(request: Request, own: DataConfig | None) -> DataConfig:
 
 
 def load_rows(
-    data: DataConfig, encoder: Encoder, split: str, check: Callable[[], None]
+    data: DataConfig, encoder: Encoder, split: str, check: Callable[[], None], *, steps: bool = True
 ) -> tuple[list[Row], int]:
     """The rows of a split, each once, and how many examples were dropped for their length."""
     task = build_task(data)
@@ -184,19 +194,22 @@ def load_rows(
     for first in range(0, len(examples), _ROWS):
         check()
         some = [examples[i] for i in range(first, min(first + _ROWS, len(examples)))]
-        for row in lay_out(encoder, some, text=task.text):
+        for row in lay_out(encoder, some, text=task.text, steps=steps):
             rows.setdefault(row.key, row)
     if not rows:
         raise UserError(f"data.task={data.task}: its split {split} holds no rows to read; check its settings")
     return list(rows.values()), dropped
 
 
-def lay_out(encoder: Encoder, examples: Sequence[Example], *, text: bool = False) -> list[Row]:
+def lay_out(
+    encoder: Encoder, examples: Sequence[Example], *, text: bool = False, steps: bool = True
+) -> list[Row]:
     """Question, visible chain, answer prefix, answer and end of sequence, as a visible chain is trained.
 
-    Learned are the positions that predict chain, prefix, answer and end. text: windows of running text, all
-    of whose tokens but the first are predicted. With `format.instruction` the teacher reads the instructed
-    prompt, while the row is what the student reads.
+    Learned are the positions that predict chain, prefix, answer and end. Without `steps` there is no chain,
+    and the prefix is given: learned are the positions that predict answer and end. text: windows of running
+    text, all of whose tokens but the first are predicted. With `format.instruction` the teacher reads the
+    instructed prompt, while the row is what the student reads.
     """
     batch = encoder.batch(examples)
     if text:
@@ -206,7 +219,7 @@ def lay_out(encoder: Encoder, examples: Sequence[Example], *, text: bool = False
     else:
         given_BP = batch.prompt_BP
         read_BP = batch.instructed_BP if batch.instructed_BP.shape[1] else given_BP
-        visible = visible_part(batch, encoder.markers(), 0)
+        visible = visible_part(batch, encoder.markers(), 0 if steps else None)
         ids_BT, labels_BT = visible.ids_BT, visible.labels_BT
     blank_BP = torch.full_like(given_BP, IGNORE)
     learned_BT = predicting(torch.cat([blank_BP, labels_BT], 1) != IGNORE).numpy()
@@ -235,6 +248,7 @@ def recorded(
         "keep": request.keep.told(),
         "data": {
             "format": encoder.format.model_dump(mode="json", exclude={"rationale"}),
+            **({} if request.steps else {"steps": False}),  # absent: with them, as before there was a choice
             "rows": len(rows),
             "positions": sum(row.positions for row in rows),
             "fingerprint": fingerprint(rows),

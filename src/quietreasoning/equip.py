@@ -10,11 +10,13 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Method
 from quietreasoning.data.encoder import Encoder
 from quietreasoning.data.example import Example
-from quietreasoning.data.teacher_cache.reading import TeacherCache, row_keys
+from quietreasoning.data.teacher_cache.reading import Taught, TeacherCache, row_keys
 from quietreasoning.evaluate.rewards import Reward, reward_of
 from quietreasoning.evaluate.rules.base import Context
 from quietreasoning.evaluate.rules.load import load_rules
@@ -27,8 +29,8 @@ def equip(
 ) -> None:
     """Give a method what its settings ask for. UserError for a rule file or a cache that cannot be read.
 
-    probing: the doctor asks about rows that it has changed, which no teacher has read; a cache then answers
-    for them with no knowledge instead of refusing them.
+    probing: the doctor asks about its batch, then about rows that it has changed, which no teacher has read;
+    a cache then answers for those with no knowledge instead of refusing them.
     """
     reward = getattr(method.config, "reward", None)
     if reward is not None and reward.by != "exact":
@@ -36,8 +38,15 @@ def equip(
         method.judge = judge(examples, encoder, worth)
     recorded = getattr(method.config, "cache", None)
     if recorded is not None:
-        temperature, rows = method.config.divergence.temperature, method.backbone.vocab_size
-        method.recorded = recorded_teacher(recorded.path, encoder, temperature, recorded.tail, rows, probing)
+        method.recorded = recorded_teacher(
+            recorded.path,
+            encoder,
+            method.config.divergence.temperature,
+            recorded.tail,
+            method.backbone.vocab_size,
+            steps=method.config.steps,
+            probing=probing,
+        )
 
 
 def judge(examples: Sequence[Example], encoder: Encoder, worth: Reward) -> Callable[[Tensor, Tensor], Tensor]:
@@ -61,22 +70,38 @@ def _by_rules(path: str) -> Reward:
 
 
 def recorded_teacher(
-    path: str, encoder: Encoder, temperature: float, tail: str, rows: int, probing: bool = False
+    path: str,
+    encoder: Encoder,
+    temperature: float,
+    tail: str,
+    table: int,
+    *,
+    steps: bool = True,
+    probing: bool = False,
 ) -> Callable[[Tensor, Tensor], Teacher]:
-    """(ids_BT, learned_BT) -> what the cache of this folder holds of these positions, as a teacher."""
+    """(ids_BT, learned_BT) -> what the cache of this folder holds of these positions, as a teacher.
+
+    table: how many rows the student's embedding has. steps: whether the student learns visible steps.
+    UserError, at the first rows that are asked for, where the cache is of others; see `TeacherCache`. When
+    probing, only the first batch must be known: it is the true one.
+    """
 
     @cache
     def opened() -> TeacherCache:  # at the first row: an evaluation asks for none
-        return TeacherCache.open(path, tokenizer=encoder.tokenizer, temperature=temperature, table=rows)
+        found = TeacherCache.open(path, tokenizer=encoder.tokenizer, temperature=temperature, table=table)
+        check_steps(path, found, steps)
+        return found
+
+    met = False
 
     def look_up(ids_BT: Tensor, learned_BT: Tensor) -> Teacher:
-        known = opened()
-        learns_B = learned_BT.any(1)
+        nonlocal met
+        known, learns_B = opened(), learned_BT.any(1)
         keys = row_keys(ids_BT[learns_B], learned_BT[learns_B])
-        if probing and any(key not in known for key in keys):
-            nothing_N1 = torch.zeros(int(learned_BT.sum()), 1, device=ids_BT.device)
-            return SparseTeacher(nothing_N1.long(), nothing_N1 - 1, tail, temperature=temperature)
-        said = known.rows(keys)
+        if probing and met:
+            said = known_rows(known, keys, learned_BT[learns_B].sum(1).tolist())
+        else:
+            said, met = known.rows(keys), True
         ids_NK, vocabulary = said.ids_NK.to(ids_BT.device), known.settings["vocabulary"]
         if known.settings["keep"]["draws"] is not None:
             return SampledTeacher(ids_NK, temperature, vocabulary)
@@ -84,3 +109,32 @@ def recorded_teacher(
         return SparseTeacher(ids_NK, logps_NK, tail, vocabulary, temperature)
 
     return look_up
+
+
+def check_steps(path: str, cached: TeacherCache, steps: bool) -> None:
+    """UserError where a cache was captured for a student that learns other positions of its rows."""
+    captured = cached.settings["data"].get("steps", True)
+    if captured is not steps:
+        raise UserError(
+            f"{path}: its rows were captured {'with' if captured else 'without'} visible steps, and "
+            f"method.steps={str(steps).lower()}. Set method.steps={str(captured).lower()}, or capture anew "
+            f"with quiet data teacher{'' if steps else ' --no-steps'}, into another --out."
+        )
+
+
+def known_rows(cached: TeacherCache, keys: Sequence[bytes], positions: Sequence[int]) -> Taught:
+    """`cached.rows(keys)`; a row that no teacher has read gets one id of no meaning at each of its positions,
+    whatever rows stand beside it."""
+    parts = [cached.rows([key]) if key in cached else None for key in keys]
+    draws = cached.settings["keep"]["draws"]
+    parts = [
+        Taught(torch.zeros(n, draws or 1).long(), torch.full((n, draws or 1), -1.0), torch.zeros(n))
+        if part is None
+        else part
+        for part, n in zip(parts, positions, strict=True)
+    ]
+    width = max(part.ids_NK.shape[1] for part in parts)
+    room = [(0, width - part.ids_NK.shape[1]) for part in parts]
+    ids = [pad(part.ids_NK, free, value=-1) for part, free in zip(parts, room, strict=True)]
+    logps = [pad(part.logps_NK, free, value=-torch.inf) for part, free in zip(parts, room, strict=True)]
+    return Taught(torch.cat(ids), torch.cat(logps), torch.cat([part.tail_N for part in parts]))

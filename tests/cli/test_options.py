@@ -44,9 +44,9 @@ DATA = {
         *("--open", "--close", "--nproc", "--json"),
     ],
     "data teacher": [
-        *("model", "settings", "--recipe", "--stage", "--dataset", "--split", "--out", "--k", "--coverage"),
-        *("--draws", "--seed", "--temperature", "--dtype", "--revision", "--batch-size", "--rows-per-shard"),
-        *("--no-auto-resume", "--nproc", "--json"),
+        *("model", "settings", "--recipe", "--stage", "--dataset", "--split", "--no-steps", "--out", "--k"),
+        *("--coverage", "--draws", "--seed", "--temperature", "--dtype", "--revision", "--batch-size"),
+        *("--rows-per-shard", "--no-auto-resume", "--nproc", "--json"),
     ],
     "data export-pairs": ["folder", "file", "--layer", "--split"],
     "data import-pairs": ["file", "--out", "--model", "--layer"],

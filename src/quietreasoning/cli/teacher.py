@@ -28,6 +28,9 @@ def teacher(
         None, "--dataset", metavar="NAME", help="A task or JSONL file; default: the run's own task."
     ),
     split: str = typer.Option("train", "--split", help="train or valid."),
+    no_steps: bool = typer.Option(
+        False, "--no-steps", help="For a student that learns the answer alone (method.steps=false)."
+    ),
     out: str = typer.Option(..., "--out", metavar="DIR", help="Where the cache goes."),
     k: int = typer.Option(64, "--k", metavar="K", help="Likeliest tokens that are kept, at most."),
     coverage: float = typer.Option(
@@ -57,6 +60,7 @@ def teacher(
     values = dict(locals())  # the options are the fields of capture.Request and of its Keep, but for these
     for name in ("no_auto_resume", "nproc", "json"):
         values.pop(name)
+    values["steps"] = not values.pop("no_steps")
     return resumable(lambda: _teacher(values, no_auto_resume, nproc, json))
 
 

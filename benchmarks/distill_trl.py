@@ -202,6 +202,7 @@ def measure(arm: str, folder: Path, size: Size, seed: int) -> dict[str, float]:
     else:
         marks, model = run_ours(folder, size, seed, size.chunk if arm.endswith("chunks") else None)
     said = marks.said()
+    model.config.pad_token_id = model.generation_config.pad_token_id = None  # an id the model does not have
     model.save_pretrained(folder / "after")
     return said
 

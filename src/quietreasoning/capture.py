@@ -17,7 +17,7 @@ import torch
 
 from quietreasoning.backbone import Backbone, BackboneConfig, load_backbone
 from quietreasoning.backbone.weights import weights_identity
-from quietreasoning.build import Builder, open_run, resolve
+from quietreasoning.build import Builder, Loaded, RunConfig, StageConfig, open_run, resolve
 from quietreasoning.config import UserError, suggest
 from quietreasoning.contract import IGNORE
 from quietreasoning.data.config import DataConfig, build_task
@@ -63,12 +63,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model that is read, with its tokenizer; `data` is what a run of this toolkit was trained on."""
+    """A model that is read, with its tokenizer; `run` is where it comes from, if from one of this toolkit."""
 
     backbone: Backbone
     tokenizer: Any  # a fast one
     dtype: str
-    data: DataConfig | None = None
+    run: Loaded | None = None
+
+    @property
+    def data(self) -> DataConfig | None:
+        return None if self.run is None else self.run.config.stages[-1].data
 
 
 def capture(request: Request, *, rank: int = 0, ranks: int = 1) -> dict[str, Any]:
@@ -79,7 +83,7 @@ def capture(request: Request, *, rank: int = 0, ranks: int = 1) -> dict[str, Any
     check(request)
     stop = StopFlag()
     with stop.listening():
-        teacher = open_teacher(request)
+        teacher = open_teacher(request.model, request.revision, request.dtype)
         data, encoder = open_data(request, teacher)
         check_teacher(request.model, teacher.tokenizer, encoder.tokenizer)
         rows, dropped = load_rows(data, encoder, request.split, stop.check, steps=request.steps)
@@ -115,22 +119,22 @@ def check(request: Request) -> None:
         raise UserError(f"--dtype {request.dtype}: choices are float32 and bfloat16")
 
 
-def open_teacher(request: Request) -> Teacher:
+def open_teacher(model: str, revision: str | None, dtype: str | None) -> Teacher:
     """A model folder, a hub id, or a run of this toolkit, whose backbone is read."""
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     if torch.accelerator.is_available():
         local = int(os.environ.get("LOCAL_RANK", "0"))
         torch.accelerator.set_device_index(local % torch.accelerator.device_count())
-    path = Path(request.model)
+    path = Path(model)
     if (path / "config.yaml").is_file() or path.name.startswith("step-"):
         loaded = open_run(path)
-        held, data = loaded.config.backbone.dtype, loaded.config.stages[-1].data
-        if request.dtype not in (None, held):
-            raise UserError(f"--dtype {request.dtype}: run {path} holds {held} and is read so; leave it out")
-        return Teacher(loaded.method.backbone, loaded.encoder.tokenizer, held, data)
-    dtype = request.dtype or "bfloat16"
-    tokenizer = load_tokenizer(request.model, request.revision)
-    config = BackboneConfig(path=request.model, revision=request.revision, tune="frozen", dtype=dtype)
+        held = loaded.config.backbone.dtype
+        if dtype not in (None, held):
+            raise UserError(f"--dtype {dtype}: run {path} holds {held} and is read so; leave it out")
+        return Teacher(loaded.method.backbone, loaded.encoder.tokenizer, held, loaded)
+    dtype = dtype or "bfloat16"
+    tokenizer = load_tokenizer(model, revision)
+    config = BackboneConfig(path=model, revision=revision, tune="frozen", dtype=dtype)
     return Teacher(load_backbone(config, len(tokenizer)).eval().to(device), tokenizer, dtype)
 
 
@@ -148,11 +152,7 @@ def open_data(request: Request, teacher: Teacher) -> tuple[DataConfig, Encoder]:
 
 def _recipe(request: Request) -> tuple[DataConfig, Any]:
     """Data of a stage, and the tokenizer of its run."""
-    config = resolve(request.recipe, request.settings).config
-    names = [stage.name for stage in config.stages]
-    if request.stage is not None and request.stage not in names:
-        raise UserError(f"--stage {request.stage}: no such stage. {suggest(request.stage, names)}")
-    stage = config.stages[-1 if request.stage is None else names.index(request.stage)]
+    config, stage = stage_of(request.recipe, request.settings, request.stage)
     learns = getattr(stage.method, "steps", request.steps)
     if learns is not request.steps:
         cure = "leave --no-steps out" if learns else "give --no-steps"
@@ -161,6 +161,15 @@ def _recipe(request: Request) -> tuple[DataConfig, Any]:
             f"{cure}, or set method.steps={str(request.steps).lower()}"
         )
     return stage.data, Builder(config).tokenizer
+
+
+def stage_of(recipe: str, settings: Sequence[str], name: str | None) -> tuple[RunConfig, StageConfig]:
+    """A recipe, and its stage of this name; its last where none is named."""
+    config = resolve(recipe, settings).config
+    names = [stage.name for stage in config.stages]
+    if name is not None and name not in names:
+        raise UserError(f"--stage {name}: no such stage. {suggest(name, names)}")
+    return config, config.stages[-1 if name is None else names.index(name)]
 
 
 def _dataset(request: Request, own: DataConfig | None) -> DataConfig:

@@ -48,6 +48,21 @@ DATA = {
         *("--coverage", "--draws", "--seed", "--temperature", "--dtype", "--revision", "--batch-size"),
         *("--rows-per-shard", "--no-auto-resume", "--nproc", "--json"),
     ],
+    "data texts": [
+        *(
+            "model",
+            "settings",
+            "--recipe",
+            "--stage",
+            "--split",
+            "--n",
+            "--out",
+            "--temperature",
+            "--samples",
+        ),
+        *("--seed", "--max-new-tokens", "--no-steps", "--keep", "--rules", "--dtype", "--revision"),
+        *("--batch-size", "--json"),
+    ],
     "data export-pairs": ["folder", "file", "--layer", "--split"],
     "data import-pairs": ["file", "--out", "--model", "--layer"],
 }

@@ -1,0 +1,169 @@
+"""`quiet data texts`: what a teacher writes is what a student reads, however the command was run."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from quietreasoning.build import Builder, resolve
+from quietreasoning.capture import open_teacher
+from quietreasoning.cli.main import app
+from quietreasoning.config import UserError
+from quietreasoning.data.config import DataConfig, build_task
+from quietreasoning.data.pairs.keys import Item, Problem
+from quietreasoning.run import train_run
+from quietreasoning.scribe import Draws, Scribe
+from quietreasoning.texts import document, row_of
+
+WORDS = ("one", "two", "three", "four", "five")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with questions, a recipe of them, and a run that has learned them by heart."""
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "q").mkdir()
+    lines = [
+        {"prompt": f"what follows {a} ?", "steps": [f"after {a}", f"{b}"], "answer": f"{b} it is"}
+        for a, b in pairwise(WORDS)
+    ]
+    for name in ("train", "valid", "test"):
+        (folder / "q" / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    values = {
+        "backbone": {"scratch": {"layers": 1, "width": 32, "heads": 2, "context": 48}},
+        "data": {
+            "task": "jsonl",
+            "path": str(folder / "q"),
+            "tokenizer": {"train": "words"},
+            "format": {"step_suffix": " ;"},
+            "options": {"fields": {"steps": "steps"}},
+        },
+        "method": {"name": "cot"},
+        "optim": {"lr": 1e-2, "warmup_steps": 0},
+        "train": {"steps": 60, "batch_size": 4, "eval_every": 0, "log_every": 1000},
+        "eval": {"n": 2},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    train_run(resolve(str(folder / "recipe.yaml"), out=str(folder / "run")), doctor=False)
+    return folder
+
+
+def quiet(place, name, *words, code=0, model=None):
+    """The rows that the command wrote, its header first; or what it said."""
+    out = place / f"{name}.jsonl"
+    model = model or place / "run"
+    words = ["data", "texts", model, "--recipe", place / "recipe.yaml", "--out", out, *words]
+    done = CliRunner().invoke(app, [str(word) for word in (*words, "--max-new-tokens", 16)])
+    assert done.exit_code == code and "Traceback" not in done.output, done.output
+    return done.output if code else [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_a_student_of_the_rows_sees_what_the_task_shows(place):
+    """Prompts as the same ids, steps and answers as the teacher wrote them; the header is checked."""
+    head, *rows = quiet(place, "rows")
+    assert head["__header__"]["rows"] == len(rows) == 4
+    assert [row["cot_steps"] for row in rows] == [[f"after {a}", b] for a, b in pairwise(WORDS)]
+    folder, batches = place / "student", []
+    folder.mkdir()
+    for split in ("train", "valid", "test"):
+        (folder / f"{split}.jsonl").write_bytes((place / "rows.jsonl").read_bytes())
+    values = yaml.safe_load((place / "recipe.yaml").read_text())
+    values["data"]["tokenizer"] = {"path": str(place / "run" / "tokenizer")}
+    for more in ({}, {"task": "teacher-rows", "path": str(folder), "options": {}}):
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(values | {"data": values["data"] | more}))
+        config = resolve(str(folder / "recipe.yaml")).config
+        found = Builder(config).batches(config.stages[0], 48, [])
+        batches.append(found.encoder.batch(found.examples))
+    first, second = batches
+    for part in ("prompt_BP", "steps_BKS", "answer_BA"):
+        assert torch.equal(getattr(first, part), getattr(second, part)), part
+    text = (folder / "train.jsonl").read_text()
+    (folder / "train.jsonl").write_text(text.replace("it is", "it was", 1))
+    with pytest.raises(UserError, match=r"dataset_sha256 is .*: they have changed since"):
+        build_task(DataConfig(task="teacher-rows", path=str(folder))).split("train")
+
+
+def test_neither_batches_nor_kills_change_a_sample(place):
+    draws = ("--temperature", 3, "--samples", 4, "--keep", "all")
+    whole = quiet(place, "whole", *draws, "--batch-size", 5)
+    quiet(place, "torn", *draws, "--batch-size", 1)
+    log = place / "torn.jsonl.work" / "samples.jsonl"
+    before = log.read_bytes()
+    log.write_bytes(before[: len(before) // 2])  # in the middle of a line
+    (place / "torn.jsonl").unlink()
+    assert quiet(place, "torn", *draws, "--batch-size", 3) == whole
+    assert sorted(log.read_bytes().splitlines()) == sorted(before.splitlines())
+    assert len({row["teacher_text"] for row in whole[1:]}) > 4  # each sample has draws of its own
+    again = quiet(place, "torn", "--temperature", 3, "--samples", 4, "--seed", 1, code=2)
+    assert "sampling.seed: 0 -> 1" in again and "another --out" in again
+
+
+def test_what_is_kept_is_chosen_from_one_log(place):
+    """More samples and another choice go on; right ones are right, best is one a prompt, rules refuse."""
+    draws = ("--temperature", 2)
+    _, *every = quiet(place, "kept", *draws, "--samples", 3, "--keep", "all")
+    log = (place / "kept.jsonl.work" / "samples.jsonl").read_bytes()
+    _, *right = quiet(place, "kept", *draws, "--samples", 3)
+    assert right == [row for row in every if row["metadata"]["right"]] and 0 < len(right) < len(every)
+    assert (place / "kept.jsonl.work" / "samples.jsonl").read_bytes() == log
+    _, *best = quiet(place, "kept", *draws, "--samples", 3, "--keep", "best")
+    prompts = [row["prompt"] for row in best]
+    assert len(set(prompts)) == len(prompts) and set(prompts) == {row["prompt"] for row in every}
+    for row in best:
+        rivals = [one["teacher_quality_score"] for one in every if one["prompt"] == row["prompt"]]
+        assert row["teacher_quality_score"] == max(rivals)
+    quiet(place, "kept", *draws, "--samples", 4, "--keep", "all")
+    assert (place / "kept.jsonl.work" / "samples.jsonl").read_bytes().startswith(log)
+    (place / "rules.yaml").write_text("rules: [{id: short, kind: budget, max_words: 2, hard: true}]")
+    told = quiet(
+        place, "kept", *draws, "--samples", 4, "--keep", "all", "--rules", place / "rules.yaml", code=2
+    )
+    assert "no row is left of 16 samples" in told and " 0 refused by rules" not in told
+
+
+def test_wishes_that_cannot_be_met_are_refused(place, smollm3):
+    (place / "mine.jsonl").write_text("{}\n")
+    for name, words, says in (
+        ("x", ("--samples", 2), "Give --temperature 0.7"),
+        ("x", ("--keep", "good"), "choices are right, all, best"),
+        ("x", ("--split", "test"), "no one learns from test"),
+        ("mine", (), "was not begun by this command"),
+        ("x", ("data.max_prompt_tokens=2",), "more than data.max_prompt_tokens=2"),
+    ):
+        assert says in " ".join(quiet(place, name, *words, code=2).split())
+    told = quiet(place, "model", "--dtype", "float32", "--n", 2, code=2, model=smollm3)
+    assert "no row is left of 2 samples" in told and "--keep all" in told
+
+
+def test_a_models_text_is_cut_at_its_tags_or_its_prefix(smollm3):
+    scribe = Scribe(open_teacher(str(smollm3), None, "float32"), DataConfig(task="pointer"), Draws())
+    for text, parts in (
+        ("a\nb\n#### 5", (["a", "b"], "5")),
+        ("so\n\n  ####5 nuts", (["so"], "5 nuts")),
+        ("5 nuts", ([], "5 nuts")),
+        ("Is #1 5?", ([], "Is #1 5?")),
+        ("a\n####", None),
+    ):
+        ids = scribe.teacher.tokenizer(text, add_special_tokens=False).input_ids
+        assert scribe.parts(ids) == parts, text
+
+
+def test_a_row_reads_back_as_it_was_written(tmp_path):
+    """Steps that the answer repeats; prompts that declare tools in their own words."""
+    task = build_task(DataConfig(task="tools", train=4))
+    examples = list(task.split("train", 4))
+    rows = []
+    for example in examples:
+        line = {"steps": ["5", "5 a"], "answer": "5 a\nb"}
+        rows.append(row_of(Item(Problem("0", "tools", "call", example), 0), line, True, 1.0))
+    (tmp_path / "rows_train.jsonl").write_text(document({}, rows))
+    for name in ("valid", "test"):
+        (tmp_path / f"rows_{name}.jsonl").write_text(document({}, rows))
+    back = build_task(DataConfig(task="teacher-rows", path=str(tmp_path)))
+    found = back.split("train")
+    assert [one.prompt for one in found] == [one.prompt for one in examples] and not back.faults
+    assert all((one.steps, one.answer) == (("5", "5 a"), "5 a\nb") for one in found)
+    assert found[0].meta["metadata"]["tools"] == list(examples[0].meta["tools"])

@@ -19,18 +19,22 @@ def test_every_check_has_its_row():
     assert rows == list(CHECKS)
 
 
-def test_the_list_of_planted_faults_is_the_tests_list():
-    spec = importlib.util.spec_from_file_location(
-        "planted", Path(__file__).with_name("test_planted_faults.py")
-    )
+def faults_of(file: str) -> dict:
+    spec = importlib.util.spec_from_file_location("planted", Path(__file__).with_name(file))
     planted = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(planted)
+    return planted.FAULTS
+
+
+def test_the_lists_of_planted_faults_are_the_tests_lists():
     text = (DOCS / "doctor.md").read_text(encoding="utf-8")
     rows = {
         name: set(re.findall("`([a-z-]+)`", found))
         for name, found in re.findall(r"^\| `(\w+)`: .*? \| (.*) \|$", text, re.M)
     }
-    assert rows == {fault.__name__: found for fault, found in planted.FAULTS.items()}
+    students = {fault: {check} for fault, (check, _) in faults_of("test_planted_distill.py").items()}
+    both = students | faults_of("test_planted_faults.py")
+    assert rows == {fault.__name__: found for fault, found in both.items()}
 
 
 @pytest.mark.parametrize("page", sorted((DOCS / "methods").glob("*.md")), ids=lambda page: page.stem)

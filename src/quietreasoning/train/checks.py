@@ -29,7 +29,8 @@ class Exam:
 
     method: Method
     batch: Batch
-    enabled: frozenset[str]  # names of the parameters this stage trains
+    enabled: set[str]  # names of the parameters this stage trains
+    known: frozenset[str]  # names of all parameters before any forward
     findings: list[tuple[str, str, str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -191,7 +192,7 @@ def _next_role(role_BT: Tensor) -> Tensor:
 
 
 def optimizer_step(exam: Exam, optim: OptimConfig) -> None:
-    """`disabled-changed`: one throwaway step; only what is enabled may move."""
+    """`disabled-changed` and `no-step`: one throwaway step; what is enabled moves, and nothing else."""
     method = exam.method
     with probes.restored(method) as before:
         params = {name: p for name, p in trainable(method).items() if name in exam.enabled}
@@ -200,6 +201,15 @@ def optimizer_step(exam: Exam, optim: OptimConfig) -> None:
             loss.backward()
             build_optimizer(method, params, optim).step()
         changed = set(before.changed())
+        pulled = [n for n, p in params.items() if p.grad is not None and (held(p.grad) != 0).any()]
+        if pulled and not changed & params.keys():
+            exam.find(
+                "no-step",
+                "optimizer",
+                f"{len(pulled)} parameters have a gradient, yet a step of {optim.name} with lr {optim.lr:g} "
+                "leaves every bit of them",
+                "Raise optim.lr or optim.lr_scale, or keep the weights in a finer precision.",
+            )
         for name, p in method.named_parameters():
             if name not in exam.enabled and (name in changed or p.requires_grad):
                 what = "changes in one optimizer step" if name in changed else "is switched on by forward"
@@ -209,11 +219,11 @@ def optimizer_step(exam: Exam, optim: OptimConfig) -> None:
                     f"it is not enabled, yet it {what}",
                     "Leave it alone.",
                 )
-        for name, _ in method.named_buffers():
-            if name in changed and not method.counts:
-                exam.notes.append(
-                    f"buffer {name} changes in forward; what must survive a step belongs in the carry"
-                )
+        moved = [name for name, _ in method.named_buffers() if name in changed and not method.counts]
+        if moved:
+            exam.notes.append(
+                f"forward changes buffers ({', '.join(moved)}); what must survive a step belongs in the carry"
+            )
 
 
 def reach(exam: Exam, reading: Reading, grads: dict[str, Gradient]) -> None:

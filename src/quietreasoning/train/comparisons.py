@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quietreasoning.contract import IGNORE, Batch, Role
-from quietreasoning.train import probes
+from quietreasoning.train import probes, scoring
 from quietreasoning.train.checks import Exam, touched
 from quietreasoning.train.probes import READ_AS, Pass, Reading
 
@@ -31,9 +31,10 @@ def compare(exam: Exam) -> None:
         method.backbone.eval()
         with torch.no_grad():
             base = probes.read(method, batch)
-            causal(exam, batch, base)
+            scoring.unread(exam, base, causal(exam, batch, base))
             sums(exam, batch, base)
         unit_changes(exam, batch)
+        scoring.labels(exam, batch)
         if not method.answers:
             return
         method.eval()
@@ -66,16 +67,22 @@ def _different(exam: Exam, batch: Batch) -> dict[str, tuple[float, float]]:
     return {name: (one[name], other[name]) for name in one if one[name] != other[name]}
 
 
-def causal(exam: Exam, batch: Batch, base: Reading) -> None:
-    """`future-leak` in training: edit gold tokens of each field, compare every state before them."""
+def causal(exam: Exam, batch: Batch, base: Reading) -> list[Reading]:
+    """`future-leak` in training: edit gold tokens of each field, compare every state before them. Returns
+    the readings of the edited batches."""
     method, tol = exam.method, probes.tolerance(exam.method) / 10
+    read = []
     for name, roles in READ_AS.items():
         for which in ("middle", "all"):
             other = probes.edited(batch, name, which, method.backbone.vocab_size)
-            place = other and probes.leak(base.passes, probes.read(method, other).passes, roles, tol)
+            if other is None:
+                continue
+            read.append(probes.read(method, other))
+            place = probes.leak(base.passes, read[-1].passes, roles, tol)
             if place:
                 _leaks(exam, place, name, "training")
                 break
+    return read
 
 
 def _leaks(exam: Exam, place: probes.Place, name: str, when: str) -> None:

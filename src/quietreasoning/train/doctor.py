@@ -19,7 +19,7 @@ from rich.table import Table
 from quietreasoning.config import UserError
 from quietreasoning.contract import Batch, Method, Role
 from quietreasoning.optim.settings import OptimConfig
-from quietreasoning.train import checks, comparisons, probes
+from quietreasoning.train import checks, comparisons, probes, scoring
 from quietreasoning.train.state import freeze_others
 
 ROWS = 8
@@ -38,6 +38,10 @@ CHECKS = {
     "random": "two forwards of one batch differ",
     "padding-variance": "more padding changes a term, or what generate answers",
     "batch-variance": "the rows beside a row change its loss, or what generate answers",
+    "label-shift": "a gold token is a label of another state than the one right before it",
+    "constant": "a term stays the same whatever the tokens of the batch are",
+    "unregistered": "a term learns through what is no parameter of the method, or was created in forward",
+    "no-step": "one optimizer step changes no enabled parameter, although there are gradients",
     "stray-gradient": "a metric or a carry holds a graph",
     "weight-ignored": "a weight names a term that forward does not produce, or does not use",
     "generation-differs": "generate passes through states that training never computes",
@@ -137,8 +141,10 @@ def examine(
     with probes.restored(method), torch.enable_grad():
         method.train()
         freeze_others(method, tuple(enable))
-        enabled = frozenset(name for name, p in method.named_parameters() if p.requires_grad)
-        exam = checks.Exam(method, probes.rows_of(batch, slice(ROWS)).to(device), enabled)
+        flags = {name: p.requires_grad for name, p in method.named_parameters()}
+        enabled = {name for name, trains in flags.items() if trains}
+        rows = probes.rows_of(batch, slice(ROWS)).to(device)
+        exam = checks.Exam(method, rows, enabled, frozenset(flags))
         rows = _look(exam, optim or OptimConfig(weight_decay=0.1))
     found = [Finding(*finding) for finding in exam.findings]
     assert all(finding.check in CHECKS for finding in found)
@@ -149,6 +155,7 @@ def _look(exam: checks.Exam, optim: OptimConfig) -> list[TermRow]:
     reading = probes.read(exam.method, exam.batch)
     checks.weights(exam, reading)
     checks.outputs(exam, reading)
+    scoring.strangers(exam, reading)
     if not checks.finite(exam, reading):
         return []
     checks.counts(exam, reading)

@@ -95,11 +95,12 @@ class Original:
 
     @torch.no_grad()
     def restore(self) -> None:
-        for name, tensor in named_tensors(self.method).items():
-            tensor.copy_(self.tensors[name])
-        for name, p in self.method.named_parameters():
-            p.requires_grad_(self.flags[name])
-            p.grad = self.grads[name]
+        now = named_tensors(self.method)  # may hold what a forward created
+        for name, tensor in self.tensors.items():
+            now[name].copy_(tensor)
+        for name, required in self.flags.items():
+            now[name].requires_grad_(required)
+            now[name].grad = self.grads[name]
         for module, training in self.modes:
             module.training = training
 
@@ -192,16 +193,6 @@ def padded(batch: Batch) -> Batch:
     )
 
 
-def _grown_spans(batch: Batch) -> dict[str, Tensor]:
-    """What is known of answer tokens, with two more columns where it is known at all."""
-    grown = {}
-    if batch.classes_BA.shape[1]:
-        grown["classes_BA"] = _grow(batch.classes_BA, (0, 2))
-    if batch.allowed_BAW.shape[1]:
-        grown["allowed_BAW"] = nn.functional.pad(batch.allowed_BAW, (0, 0, 0, 2))
-    return grown
-
-
 def _grow(ids: Tensor, sides: tuple[int, ...]) -> Tensor:
     return nn.functional.pad(ids, sides, value=IGNORE)
 
@@ -252,7 +243,20 @@ def edited(batch: Batch, name: str, which: str, vocab_size: int) -> Batch | None
         if real:
             for at in real if which == "all" else [real[len(real) // 2]]:
                 row_L[at] = following[int(row_L[at])]
-    return replace(batch, **{name: ids_BL.reshape(ids.shape)})
+    new = ids_BL.reshape(ids.shape)
+    held = {"allowed_BAW": _allowing(batch.allowed_BAW, new)} if name == "answer_BA" else {}
+    return replace(batch, **{name: new}, **held)
+
+
+def _allowing(allowed_BAW: Tensor, answer_BA: Tensor) -> Tensor:
+    """The bits, with the answer's own tokens allowed wherever they say anything: gold is never forbidden."""
+    if not allowed_BAW.shape[1]:
+        return allowed_BAW
+    ids_BA1 = answer_BA.clamp(min=0)[..., None]
+    bit_BA1 = (128 >> ids_BA1 % 8).to(torch.uint8)
+    byte_BA1 = allowed_BAW.gather(2, ids_BA1 // 8) | bit_BA1
+    told_BA1 = (allowed_BAW != 0).any(-1, keepdim=True)
+    return torch.where(told_BA1, allowed_BAW.scatter(2, ids_BA1 // 8, byte_BA1), allowed_BAW)
 
 
 @dataclass(frozen=True)

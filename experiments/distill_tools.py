@@ -5,8 +5,9 @@
 
 Arms of a seed: `sft`, gold text alone; `kd`, the teacher beside it; `spans`, and what tokens are; all for the
 same steps on the same rows. Then from `spans`: `rewards`, and `longer`, as many further steps of the same
-kind; from `kd`: `own`, the student's own text, and `kd-longer`. Test rows are asked by real generation; KL is
-per token in nats: of the student from the teacher on gold text, and the reverse on text of its own.
+kind; from `kd`: `own`, the student's own text, and `kd-longer`; from `spans` as integers: `int8`, rounded,
+and `qat`, the float student teaching its rounded self. Test rows are asked by real generation; KL is per
+token in nats: of the student from the teacher on gold text, and the reverse on text of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from arms import over_seeds, trained
 from quietreasoning.build import Loaded, resolve
 from quietreasoning.data.config import build_task
 from quietreasoning.evaluate.call_figures import call_figures
+from quietreasoning.export import export
 from quietreasoning.methods import METHODS
 
 SPANS = {"tool_name": 0.2, "arg_value": 0.3, "grammar": 0.1, "tool_choice": 0.2, "integration": 0.1}
@@ -29,7 +31,14 @@ LEARNED = {
     "kd": {"kd": 0.5, "answer": 0.5},
     "spans": {"kd": 0.5, "answer": 0.5} | SPANS,
 }
-FROM = {"rewards": "spans", "longer": "spans", "own": "kd", "kd-longer": "kd"}
+FROM = {
+    "rewards": "spans",
+    "longer": "spans",
+    "own": "kd",
+    "kd-longer": "kd",
+    "int8": "spans",
+    "qat": "spans",
+}
 RATES = ("exact", "tool", "argument_f1", "parses", "valid", "over_calling", "declined")
 
 
@@ -41,7 +50,7 @@ def settings(name: str, args: argparse.Namespace) -> tuple[str, list[str]]:
         f"data.tokenizer={{path: {args.teacher}, train: null}}",
         "train.save_every=0",
         "train.batch_size=16",
-        f"data.format.spans.grammar={str(FROM.get(name, name) == 'spans').lower()}",  # costs a while a row
+        f"data.format.spans.grammar={str(name in ('spans', 'longer')).lower()}",  # costs a while a row
     ]
     teacher = f"method.teacher.path={args.teacher}"
     if name in LEARNED:
@@ -53,16 +62,29 @@ def settings(name: str, args: argparse.Namespace) -> tuple[str, list[str]]:
         return "distill/rewards-tiny", [*after, f"train.steps={args.after}", "data.options.rows=call"]
     if name == "own":
         return "distill/own-tiny", [*after, teacher, f"train.steps={args.after}"]
+    if name in ("int8", "qat"):
+        rounded = ["method.weights={kd: 1, answer: 0}", "train.quant={start: 0}", "optim.lr=5e-4"]
+        steps = args.after if name == "qat" else 0
+        return "distill/kd-tiny", [*after, *rounded, f"train.steps={steps}"]
     weights = [f"method.weights.{key}={value}" for key, value in LEARNED[FROM[name]].items()]
     return "distill/kd-tiny", [*after, teacher, *weights, f"train.steps={args.after}"]
 
 
 def run_of(name: str, seed: int, args: argparse.Namespace) -> Loaded:
     recipe, chosen = settings(name, args)
+    if name in ("int8", "qat"):
+        chosen = [*chosen, f"method.teacher.path={float_student(seed, args)}"]
     start = f'"{args.out / f"{FROM[name]}-{seed}"}"' if name in FROM else "null"
     return trained(
         resolve(recipe, [*chosen, f"seed={seed}", f"init={start}"], str(args.out / f"{name}-{seed}"))
     )
+
+
+def float_student(seed: int, args: argparse.Namespace) -> Path:
+    folder = args.out / f"spans-{seed}-folder"
+    if not folder.exists():
+        export(str(args.out / f"spans-{seed}"), str(folder))
+    return folder
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ class Layers(nn.Module):
 def layer_pairs(config: HiddenSettings, student: int, teacher: int) -> tuple[tuple[int, int], ...]:
     """(student layer, teacher layer) from 0; UserError for a layer that is not there."""
     if isinstance(config.layers, str):
-        count = min(config.pairs, student, teacher)
+        count = min(config.pairs or 2, student, teacher)
         if config.layers == "last":
             return tuple((student - i, teacher - i) for i in range(count, 0, -1))
         return tuple(((i + 1) * student // count - 1, (i + 1) * teacher // count - 1) for i in range(count))

@@ -82,12 +82,18 @@ class HiddenSettings(Settings):
     layers: Literal["uniform", "last"] | tuple[tuple[int, int], ...] = "uniform"
     """Pairs (student layer, teacher layer) from 0; uniform: `pairs` of them spread over both depths; last:
     the last `pairs` of both."""
-    pairs: int = Field(2, ge=1)
-    """How many, of uniform and last."""
+    pairs: int | None = Field(None, ge=1)
+    """How many, of uniform and last; null is 2."""
     distance: Literal["cosine", "mse"] = "cosine"
     """cosine: 1 - cos; mse: of states divided by the teacher's root mean square."""
     decay: bool = False
     """Let its weight fall to 0 over the stage, on a straight line."""
+
+    @model_validator(mode="after")
+    def _pairs_are_counted_or_named(self) -> HiddenSettings:
+        if self.pairs is not None and not isinstance(self.layers, str):
+            raise ValueError("hidden.pairs has no effect beside pairs that hidden.layers names; drop one")
+        return self
 
 
 class OwnSettings(Settings):

@@ -139,3 +139,10 @@ def test_the_share_of_own_text_alone_trains_without_gold_and_without_nan():
         records.append([r.loss for r in train(state, batches(4), config, optim)])
     assert all(torch.isfinite(torch.tensor(each)).all() for each in records)
     assert records[0] == pytest.approx(records[1], rel=1e-4)
+
+
+def test_without_a_term_of_gold_text_nobody_reads_it():
+    method = student(share=1, weights={"own": 1, "kd": 0, "answer": 0})
+    with method.backbone.tap() as calls:
+        assert set(method(spans_of(ROWS)).terms) == {"own"}
+    assert set(calls[0].role_BT.flatten().tolist()) <= {int(Role.PAD), int(Role.PROMPT)}

@@ -92,8 +92,22 @@ class Distill(Writer):
     def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
         config = self.config
         own_B = own.chosen(batch.keys_B, config.own)
-        visible = self.visible(batch, own_B)
-        counted_BT = visible.labels_BT != IGNORE
+        terms, metrics = self.gold(batch, self.visible(batch, own_B)) if self._reads_gold else ({}, {})
+        if config.own:
+            terms["own"], said = own.term(self, batch, own_B, self.weight("own"))
+            metrics |= said
+        return StepOutput(terms, metrics)
+
+    @property
+    def _reads_gold(self) -> bool:
+        """Whether any term is of gold text: without one its pass is left out."""
+        return any(value for name, value in self.config.weights if name != "own")
+
+    def gold(
+        self, batch: Batch, visible: Visible
+    ) -> tuple[dict[str, Term], dict[str, tuple[Tensor, Tensor]]]:
+        """The terms of the gold text."""
+        config, counted_BT = self.config, visible.labels_BT != IGNORE
         hidden_BTD, layers_LBTD = self.read(self.backbone, batch.prompt_BP, visible)
         taught, taught_LBTD = self.listen(batch, visible, counted_BT)
         terms, metrics = self.divergence(hidden_BTD[counted_BT], visible.labels_BT[counted_BT], taught)
@@ -101,15 +115,11 @@ class Distill(Writer):
             more, said = spans.terms(
                 self.backbone, batch, visible, hidden_BTD, config.spans, config.chunk, self.weight
             )
-            terms |= more
-            metrics |= said
+            terms, metrics = terms | more, metrics | said
         if self.layers is not None:
             total = self.layers(layers_LBTD[:, counted_BT], taught_LBTD[:, counted_BT])
             terms["hidden"] = Term(total, "token", self.weight("hidden"))
-        if config.own:
-            terms["own"], said = own.term(self, batch, own_B, self.weight("own"))
-            metrics |= said
-        return StepOutput(terms, metrics)
+        return terms, metrics
 
     def divergence(
         self, hidden_ND: Tensor, labels_N: Tensor, taught: Teacher | None

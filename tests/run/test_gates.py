@@ -124,7 +124,7 @@ class Planted(Method):
     def forward(self, batch, carry=None):
         raise NotImplementedError
 
-    def generate(self, prompt_BP, *, max_new_tokens, control=None, effort=None):
+    def generate(self, prompt_BP, *, max_new_tokens, control=None, effort=None, permit=None):
         said = [self.answers_of[tuple(row[row != IGNORE].tolist())] for row in prompt_BP]
         if control is not None:
             said = [[] for _ in said]

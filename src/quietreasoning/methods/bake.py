@@ -34,7 +34,7 @@ from quietreasoning.losses.divergence import forward_kl_of_states
 from quietreasoning.methods.examining import label_log_probs
 from quietreasoning.methods.grpo import still, uniforms
 from quietreasoning.methods.grpo_reference import Reference
-from quietreasoning.methods.sequence import read_prompt, visible_part
+from quietreasoning.methods.sequence import padded, read_prompt, visible_part
 from quietreasoning.methods.writing import Ready, Writer
 
 T = TypeVar("T")
@@ -163,9 +163,7 @@ class Bake(Writer):
             temperature=1.0,
             uniforms_BN=uniforms(batch.keys_B, limit).to(states.hidden_BTD.device),
         )
-        longest = max(map(len, rows))
-        padded = [[*row, *[IGNORE] * (longest - len(row))] for row in rows]
-        ids_BT = torch.tensor(padded, device=batch.prompt_BP.device)
+        ids_BT = padded(rows, batch.prompt_BP.device)
         return Taught(ids_BT, self.states(batch.instructed_BP, ids_BT))
 
     def states(self, prompt_BP: Tensor, ids_BT: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from quietreasoning.contract import IGNORE, Batch, Role, StepOutput, Term
 from quietreasoning.losses import policy as losses
 from quietreasoning.methods.grpo_levels import Levels
 from quietreasoning.methods.grpo_reference import Reference
+from quietreasoning.methods.sequence import padded
 
 if TYPE_CHECKING:
     from quietreasoning.methods.writing import Writer
@@ -202,9 +203,7 @@ def draw(method: Writer, states: States, uniforms_NT: Tensor, config: GroupRewar
         temperature=config.temperature,
         uniforms_BN=uniforms_NT.to(hidden_ND.device),
     )
-    longest = max(map(len, rows))
-    padded = [[*row, *[IGNORE] * (longest - len(row))] for row in rows]
-    return torch.tensor(padded, device=hidden_ND.device)
+    return padded(rows, hidden_ND.device)
 
 
 def log_probs(

@@ -5,6 +5,7 @@ Shapes: B rows, T visible tokens, D width, K thoughts. Ids are padded with IGNOR
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,3 +96,9 @@ def mixed_inputs(
         embeds.insert(0, backbone.embed(prompt_BP))
         roles.insert(0, role_of(prompt_BP, Role.PROMPT))
     return torch.cat(embeds, 1), torch.cat(roles, 1)
+
+
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Written rows of tokens as one tensor [B, T], padded on the right."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[IGNORE] * (longest - len(row))] for row in rows], device=device)

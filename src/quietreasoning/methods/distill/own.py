@@ -22,7 +22,7 @@ from quietreasoning.losses.kd_chunked import chunked_kd
 from quietreasoning.losses.kd_targets import StateTeacher
 from quietreasoning.methods.distill.settings import DistillConfig, OwnSettings
 from quietreasoning.methods.grpo import still, uniforms
-from quietreasoning.methods.sequence import Visible, prefix_ids
+from quietreasoning.methods.sequence import Visible, padded, prefix_ids
 
 
 class Pupil(Protocol):
@@ -61,9 +61,7 @@ def term(
     with still(method):
         ids_RT = write(method, prompt_RP, keys_R)
     given = 0 if method.config.steps else len(method.markers.answer_prefix)
-    role_RT = torch.where(
-        ids_RT == IGNORE, int(Role.PAD), int(Role.STEP if method.config.steps else Role.ANSWER)
-    )
+    role_RT = role_of(ids_RT, Role.STEP if method.config.steps else Role.ANSWER)
     if given:
         prefix_RM = prefix_ids(method.markers, len(ids_RT), ids_RT.device)
         ids_RT = torch.cat([prefix_RM, ids_RT], 1)
@@ -109,8 +107,7 @@ def write(method: Pupil, prompt_RP: Tensor, keys_R: Tensor) -> Tensor:
             temperature=config.temperature,
             uniforms_BN=uniforms_RN,
         )
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[IGNORE] * (longest - len(row))] for row in rows], device=prompt_RP.device)
+    return padded(rows, prompt_RP.device)
 
 
 def interleaved(method: Pupil, prompt_RP: Tensor, student: States, uniforms_RN: Tensor) -> list[list[int]]:

@@ -15,7 +15,7 @@ FLOORS = (
         *("config", "yaml_text", "layers", "recipe", "validation", "contract", "kinds", "versions"),
         *("seed_keys", "seed_absent", "seed_files"),
     },
-    {"nn", "losses", "optim"},
+    {"nn", "losses", "optim", "memory"},
     {"workspace"},
     {"backbone"},
     {"methods", "data", "track"},
@@ -105,7 +105,8 @@ def test_the_loop_knows_no_method(module):
 @pytest.mark.parametrize(
     ("library", "rooms"),
     [
-        ("transformers", {"workspace", "backbone", "data"}),
+        ("transformers", {"workspace", "backbone", "data", "memory"}),
+        ("faiss", {"memory"}),
         ("peft", {"backbone"}),
         ("wandb", {"track"}),
         ("tensorboard", {"track"}),

@@ -47,7 +47,7 @@ from quietreasoning.train.loop import train
 from quietreasoning.train.settings import TrainConfig
 from quietreasoning.train.state import TrainState
 
-ARMS = ("trl", "ours", "ours small chunks")
+ARMS = ("trl", "ours")
 RATE, BETAS, CLIP, HELD, WARM = 1e-2, (0.9, 0.95), 1.0, 128, 3
 UNITS = {"cpu": "ms CPU", "wall": "ms wall", "peak": "MiB", "rose": "MiB more"}
 STUDENT_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # of the t law, by degrees of freedom
@@ -64,7 +64,6 @@ class Size:
     prompt: int = 8
     new: int = 24
     head: float = 0.25  # of the teacher's fresh head, so that its law is not flat
-    chunk: int = 64  # of the third arm
 
 
 SMALL = Size(64, 64, 50, 8)
@@ -124,10 +123,10 @@ def trainer_of(folder: Path, size: Size, seed: int, callbacks: tuple = ()) -> An
     )  # fmt: skip
 
 
-def method_of(folder: Path, size: Size, *, beta: float = 1.0, chunk: int | None = None) -> Method:
+def method_of(folder: Path, size: Size, *, beta: float = 1.0) -> Method:
     name, settings = "distill", {"teacher": {"path": str(folder / "teacher")}}
     settings |= {"own": {"share": 1, "max_tokens": size.new, "beta": beta}}
-    settings |= {"weights": {"kd": 0, "answer": 0, "own": 1}} | ({"chunk": chunk} if chunk else {})
+    settings |= {"weights": {"kd": 0, "answer": 0, "own": 1}}
     backbone = load_backbone(BackboneConfig(path=str(folder / "student")), size.ids)
     markers = Markers(answer_prefix=(0,), eos=size.ids)
     return METHODS[name](backbone, METHODS[name].Config(**settings), markers)
@@ -177,8 +176,8 @@ def run_trl(folder: Path, size: Size, seed: int) -> tuple[Marks, Any]:
     return mark.marks, trainer.model
 
 
-def run_ours(folder: Path, size: Size, seed: int, chunk: int | None) -> tuple[Marks, Any]:
-    method = method_of(folder, size, chunk=chunk)
+def run_ours(folder: Path, size: Size, seed: int) -> tuple[Marks, Any]:
+    method = method_of(folder, size)
     tokenizer = AutoTokenizer.from_pretrained(folder / "student")
     texts = prompts(size, seed, size.batch * size.steps)
     config = TrainConfig(steps=size.steps, batch_size=size.batch, accumulate=1, precision="fp32")
@@ -200,7 +199,7 @@ def measure(arm: str, folder: Path, size: Size, seed: int) -> dict[str, float]:
     if arm == "trl":
         marks, model = run_trl(folder, size, seed)
     else:
-        marks, model = run_ours(folder, size, seed, size.chunk if arm.endswith("chunks") else None)
+        marks, model = run_ours(folder, size, seed)
     said = marks.said()
     model.config.pad_token_id = model.generation_config.pad_token_id = None  # an id the model does not have
     model.save_pretrained(folder / "after")
@@ -288,7 +287,7 @@ def show(found: dict[str, list[dict[str, float]]]) -> None:
 def small(folder: Path, seeds: int) -> None:
     """What is learned, and how fast."""
     gaps, found = [], {}
-    speed: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS[:2]}
+    speed: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     for seed in range(seeds):
         make(folder, SMALL, seed)
         if not seed:
@@ -296,7 +295,7 @@ def small(folder: Path, seeds: int) -> None:
             assert max(worst.values()) < 1e-4, f"not one loss: {worst}"
             print(f"loss and gradients agree to {max(worst.values()):.0e} on the same texts, beta {[*worst]}")
         found.setdefault("before", []).append(held_out(folder, "student", SMALL, seed))
-        for arm in ARMS[:2] if seed % 2 else ARMS[1::-1]:
+        for arm in ARMS if seed % 2 else ARMS[::-1]:
             speed[arm].append(apart(arm, "small", folder, seed))
             found.setdefault(arm, []).append(held_out(folder, "after", SMALL, seed))
         gaps.append([b - a for a, b in zip(found["trl"][-1], found["ours"][-1], strict=True)])

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from quietreasoning.contract import IGNORE
 from quietreasoning.losses.kd import Divergence
-from quietreasoning.losses.kd_chunked import chunked_kd
+from quietreasoning.losses.kd_chunked import chunk_rows, chunked_kd
 from quietreasoning.losses.kd_sparse import SampledTeacher, SparseTeacher
 from quietreasoning.losses.kd_targets import DenseTeacher, StateTeacher
 
@@ -425,3 +425,9 @@ def test_what_does_not_fit_is_refused():
         }
         with pytest.raises(ValueError, match=message):
             chunked_kd(hidden, **(given | settings))
+
+
+@pytest.mark.parametrize(("vocabulary", "rows"), [(64, 1024), (151_936, 55), (10**7, 16)])
+def test_a_chunk_has_fewer_rows_the_larger_the_vocabulary(vocabulary, rows):
+    assert chunk_rows(vocabulary, torch.device("cpu")) == rows
+    assert rows <= chunk_rows(vocabulary, torch.device("cuda")) <= 1024

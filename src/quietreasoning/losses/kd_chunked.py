@@ -20,6 +20,8 @@ from quietreasoning.losses.kd import Divergence
 from quietreasoning.losses.kd_rows import Rows, Told, facts, plan
 from quietreasoning.losses.kd_targets import Teacher
 
+HELD_CPU, HELD = 2**23, 2**27  # numbers in the logits of a chunk: 32 MiB of fp32, and 512
+
 
 class Distilled(NamedTuple):
     """Sums over positions. `total` is kd + ce; with `joint` it alone has a gradient."""
@@ -34,6 +36,13 @@ class Distilled(NamedTuple):
     entropy: Tensor  # of the student at T = 1, over the positions in kd; 0 without `metrics`, as the next two
     agree: Tensor  # positions in kd where student and teacher have the same arg max
     hits: Tensor  # positions in ce whose label the arg max hits
+
+
+def chunk_rows(vocabulary: int, device: torch.device) -> int:
+    """How many rows to hold at a time, 16 to 1024. An accelerator needs many to be busy; a CPU is as fast or
+    faster with those that its caches hold, until the products of few rows are slow."""
+    held = HELD_CPU if device.type == "cpu" else HELD
+    return min(max(held // vocabulary, 16), 1024)
 
 
 def chunked_kd(

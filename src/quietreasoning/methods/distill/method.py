@@ -20,7 +20,7 @@ from torch import Tensor
 from quietreasoning.backbone import Backbone, States, load_backbone, meta_backbone, role_of
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Batch, Markers, Role, StepOutput, Term
-from quietreasoning.losses.kd_chunked import Distilled, chunked_kd
+from quietreasoning.losses.kd_chunked import Distilled, chunk_rows, chunked_kd
 from quietreasoning.losses.kd_schedules import teacher_entropy
 from quietreasoning.losses.kd_targets import StateTeacher, Teacher
 from quietreasoning.methods.distill import own, spans
@@ -113,7 +113,7 @@ class Distill(Writer):
         terms, metrics = self.divergence(hidden_BTD[counted_BT], visible.labels_BT[counted_BT], taught)
         if config.spans:
             more, said = spans.terms(
-                self.backbone, batch, visible, hidden_BTD, config.spans, config.chunk, self.weight
+                self.backbone, batch, visible, hidden_BTD, config.spans, self.chunk, self.weight
             )
             terms, metrics = terms | more, metrics | said
         if self.layers is not None:
@@ -148,7 +148,7 @@ class Distill(Writer):
         ones_N = hidden_ND.new_ones(len(hidden_ND), dtype=torch.float32)
         kd_N, ce_N, temperature_N = ones_N * (taught is not None), ones_N, None  # ce also for the log
         if config.entropy is not None and len(ones_N):
-            shares = config.entropy.schedule()(teacher_entropy(taught, chunk=config.chunk))
+            shares = config.entropy.schedule()(teacher_entropy(taught, chunk=self.chunk))
             kd_N, temperature_N = shares.kd_N, shares.temperature_N
             ce_N = ce_N * (shares.ce_truth_N if config.entropy.labels == "truth" else shares.ce_teacher_N)
         nobody = StateTeacher(hidden_ND.detach(), self.backbone.logits)  # in no sum
@@ -162,7 +162,7 @@ class Distill(Writer):
             kd_weight_N=kd_N,
             ce_weight_N=ce_N,
             temperature_N=temperature_N,
-            chunk=config.chunk,
+            chunk=self.chunk,
             metrics=True,
         )
 
@@ -203,6 +203,11 @@ class Distill(Writer):
             return visible
         labels_BT = visible.labels_BT.masked_fill(own_B[:, None].to(visible.labels_BT.device), IGNORE)
         return Visible(visible.ids_BT, visible.role_BT, labels_BT)
+
+    @property
+    def chunk(self) -> int:
+        """Positions whose logits are held at a time."""
+        return self.config.chunk or chunk_rows(self.backbone.vocab_size, self.progress.device)
 
     @property
     def temperature(self) -> float:

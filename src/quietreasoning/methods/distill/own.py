@@ -81,7 +81,7 @@ def term(
         None,
         Divergence(beta=config.beta),
         kd_weight_N=(1 / length_R1).expand_as(counted_RT)[counted_RT],
-        chunk=method.config.chunk,
+        chunk=method.chunk,
     )
     rows = own_B.sum()
     ended_R = (ids_RT == method.markers.eos).any(1)

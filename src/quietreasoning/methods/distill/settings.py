@@ -156,8 +156,8 @@ class DistillConfig(MethodConfig):
     """Match states of layers, through projections that learn; null = no."""
     own: OwnSettings | None = None
     """Text of the student's own; null = gold text alone."""
-    chunk: int = Field(1024, ge=1)
-    """Positions whose logits are held at a time."""
+    chunk: int | None = Field(None, ge=1)
+    """Positions whose logits are held at a time; null: at most 1024, fewer for large vocabularies."""
     weights: DistillWeights = DistillWeights()
     """Loss weights."""
     final_weights: dict[str, float] = {}

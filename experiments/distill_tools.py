@@ -3,11 +3,14 @@
     quiet train distill/teacher-tiny && quiet export runs/distill-teacher-tiny-0 runs/teacher
     python experiments/distill_tools.py --teacher runs/teacher --seeds 0 1 2 --out runs/distill-tools
 
-Arms of a seed: `sft`, gold text alone; `kd`, the teacher beside it; `spans`, and what tokens are; all for the
-same steps on the same rows. Then from `spans`: `rewards`, and `longer`, as many further steps of the same
-kind; from `kd`: `own`, the student's own text, and `kd-longer`; from `spans` as integers: `int8`, rounded,
-and `qat`, the float student teaching its rounded self. Test rows are asked by real generation; KL is per
-token in nats: of the student from the teacher on gold text, and the reverse on text of its own.
+Few questions have gold answers (`--labelled`), the teacher answers many (`--rows`, `quiet data texts --keep all
+--no-steps`: nobody checks them). Arms of a seed, from nothing, for the same steps: `sft`, the gold rows alone;
+`text`, what the teacher wrote; `kd`, that and what it expected at every token; `spans`, and what tokens are.
+Then from `spans`: `rewards` on the gold questions, and `longer`, as many further steps of the same kind; from
+`kd`: `own`, the student's own text, and `kd-longer`; from `spans` as integers: `int8`, rounded, and `qat`, the
+float student teaching its rounded self. `sft-all` has gold answers to every question. Test rows are asked by
+real generation; KL is per token in nats: of the student from the teacher on gold text, and the reverse on text
+of its own.
 """
 
 from __future__ import annotations
@@ -24,12 +27,16 @@ from quietreasoning.data.config import build_task
 from quietreasoning.evaluate.call_figures import call_figures
 from quietreasoning.export import export
 from quietreasoning.methods import METHODS
+from quietreasoning.scribe import Draws
+from quietreasoning.texts import Request, write_texts
 
-SPANS = {"tool_name": 0.2, "arg_value": 0.3, "grammar": 0.1, "tool_choice": 0.2, "integration": 0.1}
+SPANS = {"tool_name": 0.2, "arg_key": 0.3, "arg_value": 0.3, "grammar": 0.1, "tool_choice": 0.2}
 LEARNED = {
     "sft": {"kd": 0, "answer": 1},
+    "text": {"kd": 0, "answer": 1},
     "kd": {"kd": 0.5, "answer": 0.5},
     "spans": {"kd": 0.5, "answer": 0.5} | SPANS,
+    "sft-all": {"kd": 0, "answer": 1},
 }
 FROM = {
     "rewards": "spans",
@@ -40,40 +47,65 @@ FROM = {
     "qat": "spans",
 }
 RATES = ("exact", "tool", "argument_f1", "parses", "valid", "over_calling", "declined")
+TASK = "data.options={tools: [2], parallel: 0}"
+GOLD = {"sft", "rewards", "sft-all"}  # arms that read gold rows
+LONGEST = 48
 
 
-def settings(name: str, args: argparse.Namespace) -> tuple[str, list[str]]:
+def settings(name: str, seed: int, args: argparse.Namespace) -> tuple[str, list[str]]:
     """Recipe and settings of an arm."""
+    if name in GOLD:
+        data = [TASK, f"data.train={args.rows if name == 'sft-all' else args.labelled}"]
+    else:
+        data = [
+            "data.task=teacher-rows",
+            f"data.path={taught_rows(seed, args)}",
+            "data.options={spaced: true}",
+        ]
     shared = [
-        "data.options={tools: [2], parallel: 0}",
-        f"data.train={args.rows}",
+        *data,
         f"data.tokenizer={{path: {args.teacher}, train: null}}",
         "train.save_every=0",
         "train.batch_size=16",
-        f"data.format.spans.grammar={str(name in ('spans', 'longer')).lower()}",  # costs a while a row
+        f"data.format.spans.grammar={str(name in ('spans', 'longer')).lower()}",
     ]
     teacher = f"method.teacher.path={args.teacher}"
     if name in LEARNED:
-        heard = "method.teacher=null" if name == "sft" else teacher
-        weights = [f"method.weights.{key}={value}" for key, value in LEARNED[name].items()]
-        return "distill/kd-tiny", [*shared, heard, *weights, f"train.steps={args.steps}"]
+        heard = teacher if LEARNED[name]["kd"] else "method.teacher=null"
+        return "distill/kd-tiny", [*shared, heard, *weighed(LEARNED[name]), f"train.steps={args.steps}"]
     after = [*shared, "optim.lr=1e-3", "optim.warmup_steps=5"]
     if name == "rewards":
         return "distill/rewards-tiny", [*after, f"train.steps={args.after}", "data.options.rows=call"]
     if name == "own":
         return "distill/own-tiny", [*after, teacher, f"train.steps={args.after}"]
     if name in ("int8", "qat"):
-        rounded = ["method.weights={kd: 1, answer: 0}", "train.quant={start: 0}", "optim.lr=5e-4"]
+        rounded = [*weighed({"kd": 1, "answer": 0}), "train.quant={start: 0}", "optim.lr=5e-4"]
         steps = args.after if name == "qat" else 0
-        return "distill/kd-tiny", [*after, *rounded, f"train.steps={steps}"]
-    weights = [f"method.weights.{key}={value}" for key, value in LEARNED[FROM[name]].items()]
-    return "distill/kd-tiny", [*after, teacher, *weights, f"train.steps={args.after}"]
+        float_teacher = f"method.teacher.path={float_student(seed, args)}"
+        return "distill/kd-tiny", [*after, *rounded, float_teacher, f"train.steps={steps}"]
+    return "distill/kd-tiny", [*after, teacher, *weighed(LEARNED[FROM[name]]), f"train.steps={args.after}"]
+
+
+def weighed(weights: dict[str, float]) -> list[str]:
+    return [f"method.weights.{key}={value}" for key, value in weights.items()]
+
+
+def taught_rows(seed: int, args: argparse.Namespace) -> Path:
+    """What the teacher answers to the training questions of a seed, right or wrong."""
+    rows = args.out / f"rows-{seed}.jsonl"
+    if not rows.exists():
+        recipe = (
+            "distill/kd-tiny",
+            (f"seed={seed}", TASK, f"data.tokenizer={{path: {args.teacher}, train: null}}"),
+        )
+        draws = Draws(max_new_tokens=LONGEST)
+        chosen = {"n": args.rows, "draws": draws, "steps": False, "keep": "all", "batch_size": 250}
+        print(json.dumps(write_texts(Request(str(args.teacher), rows, *recipe, dtype="float32", **chosen))))
+    return rows
 
 
 def run_of(name: str, seed: int, args: argparse.Namespace) -> Loaded:
-    recipe, chosen = settings(name, args)
-    if name in ("int8", "qat"):
-        chosen = [*chosen, f"method.teacher.path={float_student(seed, args)}"]
+    recipe, chosen = settings(name, seed, args)
     start = f'"{args.out / f"{FROM[name]}-{seed}"}"' if name in FROM else "null"
     return trained(
         resolve(recipe, [*chosen, f"seed={seed}", f"init={start}"], str(args.out / f"{name}-{seed}"))
@@ -90,13 +122,12 @@ def float_student(seed: int, args: argparse.Namespace) -> Path:
 @torch.no_grad()
 def measured(run: Loaded, args: argparse.Namespace) -> dict[str, float]:
     """Rates of real generation and nats per token, over test rows of both kinds."""
-    data = run.config.stages[-1].data
-    data = data.model_copy(update={"options": data.options.model_copy(update={"rows": "both"})})
-    examples = build_task(data).split("test", args.n)
+    asked = resolve("distill/kd-tiny", [f"seed={run.config.seed}", TASK])
+    examples = build_task(asked.config.stages[-1].data).split("test", args.n)
     texts = []
     for first in range(0, len(examples), 125):
         some = [examples[i] for i in range(first, min(first + 125, len(examples)))]
-        said = run.method.generate(run.encoder.prompts(some), max_new_tokens=48)
+        said = run.method.generate(run.encoder.prompts(some), max_new_tokens=LONGEST)
         texts += [run.encoder.text(answer) for answer in said.answers]
     found = call_figures(texts, examples)["figures"]
     told = [
@@ -120,7 +151,7 @@ def measured(run: Loaded, args: argparse.Namespace) -> dict[str, float]:
 def nats(run: Loaded, examples, args: argparse.Namespace) -> dict[str, float]:
     """KL of the student from the teacher on gold text; reverse KL on the student's own."""
     found = {}
-    for name, extra in (("kl_gold", {}), ("kl_own", {"own": {"share": 1, "max_tokens": 48}})):
+    for name, extra in (("kl_gold", {}), ("kl_own", {"own": {"share": 1, "max_tokens": LONGEST}})):
         weights = {"kd": 0, "answer": 0, "own": 1} if extra else {"kd": 1, "answer": 0}
         config = METHODS["distill"].Config(
             teacher={"path": str(args.teacher)}, steps=False, weights=weights, **extra
@@ -143,7 +174,8 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=[*LEARNED, *FROM])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--after", type=int, default=100)
-    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--labelled", type=int, default=300, help="questions with gold answers")
+    parser.add_argument("--rows", type=int, default=4000, help="questions that the teacher answers")
     parser.add_argument("--n", type=int, default=500)
     args = parser.parse_args()
     table: dict[str, list[dict[str, float]]] = {}

@@ -50,7 +50,7 @@ def rows_of(seed: int, args: argparse.Namespace) -> tuple[Loaded, Path]:
 def student(arm: str, seed: int, teacher: Loaded, rows: Path, args: argparse.Namespace) -> Path:
     """Folder of a student's run, which keeps a checkpoint of every stage."""
     given = [f"data.path={rows}", f"data.tokenizer.path={teacher.folder / 'tokenizer'}", f"seed={seed}"]
-    given += [f"train.steps={args.steps}", *ARMS[arm]]
+    given += ARMS[arm]
     return trained(
         resolve(str(HERE / "latent_curriculum.yaml"), given, str(args.out / f"{arm}-{seed}"))
     ).folder
@@ -106,7 +106,6 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments.add_argument("--arms", nargs="+", choices=[*ARMS], default=[*ARMS])
     arguments.add_argument("--rows", type=int, default=8000, help="questions the teacher answers")
-    arguments.add_argument("--steps", type=int, default=150, help="of every stage but the first")
     arguments.add_argument("--n", type=int, default=1000, help="test questions")
     args = arguments.parse_args()
     table: dict[str, list[dict]] = {}

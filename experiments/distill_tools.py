@@ -60,7 +60,7 @@ def settings(name: str, seed: int, args: argparse.Namespace) -> tuple[str, list[
         data = [
             "data.task=teacher-rows",
             f"data.path={taught_rows(seed, args)}",
-            "data.options={spaced: true}",
+            "data.options={spaced: true, max_bad_fraction: 0.05}",
         ]
     shared = [
         *data,

@@ -66,6 +66,21 @@ class StageConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _another_tokenizer_has_a_reader(self) -> StageConfig:
+        name, taught = self.method.name, self.data.format.taught is not None
+        able = ", ".join(name for name, method in METHODS.items() if method.crosses)
+        if taught and not METHODS[name].crosses:
+            raise ValueError(
+                f"data.format.taught has no effect on method {name}; set it to null, or use {able}"
+            )
+        if METHODS[name].crosses and not taught:
+            raise ValueError(
+                f"method {name} has a teacher of another tokenizer: set data.format.taught.tokenizer to its "
+                "folder or hub id"
+            )
+        return self
+
 
 class RunConfig(Settings):
     """A whole run."""

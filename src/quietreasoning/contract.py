@@ -5,8 +5,8 @@ mean, and never logs, prints, saves or divides. The loop divides once, over accu
 ranks. `generate` answers prompts and says what the answer cost.
 
 Shapes: B rows, P prompt tokens, K steps, S tokens in a step, R tokens in a step's result,
-A answer tokens, T positions, D width, V vocabulary. Padding is `IGNORE` everywhere: prompts are
-padded on the left, everything else on the right.
+A answer tokens, T positions, C chunks of text, D width, V vocabulary. Padding is `IGNORE` everywhere:
+prompts are padded on the left, everything else on the right.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Markers:
     eos: int
     rationale: tuple[int, ...] = ()  # tokens that betray a visible chain where only answers may stand
     thinking: tuple[int, ...] = ()  # the eight thinking tokens, <think> and </think> first; or none
+    openers: tuple[int, ...] = ()  # tokens that begin a tool call, where the rows speak one dialect of them
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,16 @@ class Batch:
     classes_BA: Tensor | None = None  # Kind (kinds.py) of each answer token; none: [B, 0]
     allowed_BAW: Tensor | None = None  # ids that a call's grammar allows in the place of each answer token:
     # packed bits, uint8, the first id highest; all 0 where it says nothing; none: [B, 0, 0]
+    rejected_BA: Tensor | None = None  # an answer that is not wanted, end of sequence included; none: [B, 0]
+    rejected_classes_BA: Tensor | None = None  # Kind of each of its tokens; none: [B, 0]
+    taught_BT: Tensor | None = (
+        None  # the whole row as a teacher with another tokenizer reads it; none: [B, 0]
+    )
+    taught_role_BT: Tensor | None = None  # Role of each of these
+    halt_B2: Tensor | None = None  # a thought, from 1, and whether thinking should stop after it (1) or went
+    # on (0); IGNORE: unknown; none: [B, 0]
+    chunks_BC4: Tensor | None = None  # stretches of text that are whole tokens of both: [first, end) in the
+    # teacher's row, [first, end) in the student's tokens behind the prompt (steps, answer prefix, answer)
 
     def __post_init__(self) -> None:
         empty = {
@@ -73,6 +84,12 @@ class Batch:
             "row_B": torch.full_like(self.keys_B, IGNORE),
             "classes_BA": self.answer_BA[:, :0],
             "allowed_BAW": self.answer_BA[:, :0, None].to(torch.uint8)[..., :0],
+            "rejected_BA": self.answer_BA[:, :0],
+            "rejected_classes_BA": self.answer_BA[:, :0],
+            "taught_BT": self.prompt_BP[:, :0],
+            "taught_role_BT": self.prompt_BP[:, :0],
+            "halt_B2": self.prompt_BP[:, :0],
+            "chunks_BC4": self.prompt_BP[:, :0, None].expand(-1, -1, 4),
         }
         for name, value in empty.items():
             if getattr(self, name) is None:
@@ -140,6 +157,7 @@ class Method(nn.Module, ABC):
     reads_text: ClassVar[bool] = False  # trains on running text too: batches whose rows are prompts alone
     answers: ClassVar[bool] = True  # else it is judged by what forward measures, and generate refuses
     draws: ClassVar[bool] = False  # thoughts are drawn: those of generation are not those of training
+    crosses: ClassVar[bool] = False  # its teacher has another tokenizer, which `shared` holds against its own
     slack: ClassVar[tuple[str, ...]] = ()  # terms that are zero, without gradient, while a limit is kept
 
     def __init__(self, backbone: nn.Module, config: MethodConfig, markers: Markers):

@@ -14,12 +14,14 @@ from torch.nn.functional import pad
 
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Method
+from quietreasoning.data.batches import Batches
 from quietreasoning.data.encoder import Encoder
 from quietreasoning.data.example import Example
 from quietreasoning.data.teacher_cache.reading import Taught, TeacherCache, row_keys
 from quietreasoning.evaluate.rewards import Reward, reward_of
 from quietreasoning.evaluate.rules.base import Context
 from quietreasoning.evaluate.rules.load import load_rules
+from quietreasoning.losses.cross_vocabulary import SharedIds
 from quietreasoning.losses.kd_sparse import SampledTeacher, SparseTeacher
 from quietreasoning.losses.kd_targets import Teacher
 
@@ -36,6 +38,8 @@ def equip(
     if reward is not None and reward.by != "exact":
         worth = reward_of(scorer) if reward.by == "task" else _by_rules(reward.rules)
         method.judge = judge(examples, encoder, worth)
+    if method.crosses:
+        method.shared = crossed(method.teacher.vocab_size, encoder)
     recorded = getattr(method.config, "cache", None)
     if recorded is not None:
         method.recorded = recorded_teacher(
@@ -47,6 +51,30 @@ def equip(
             steps=method.config.steps,
             probing=probing,
         )
+
+
+def crossed(table: int, encoder: Encoder) -> SharedIds:
+    """Which ids of the teacher's tokenizer and the student's stand for the same. UserError where no tokenizer
+    is named, or the teacher's table has fewer rows than it."""
+    if encoder.taught is None:
+        raise UserError("data.format.taught is not set: name the teacher's tokenizer there")
+    shared = encoder.taught.crossing.shared()
+    if table < shared.sizes[0]:
+        raise UserError(
+            f"data.format.taught.tokenizer={encoder.format.taught.tokenizer} has {shared.sizes[0]} ids, the "
+            f"teacher's table {table} rows; name the tokenizer that it was trained with"
+        )
+    return shared
+
+
+def coverage_note(batches: Batches, *, refuse: bool = True) -> list[str]:
+    """How much a teacher's tokenizer and the student's have in common on the rows that were encoded, as a
+    line for the log; none without such a teacher. UserError where that is less than asked for."""
+    if (coverage := batches.coverage()) is None:
+        return []
+    if refuse:
+        coverage.require(batches.encoder.format.taught.least)
+    return [f"two tokenizers: {coverage}"]
 
 
 def judge(examples: Sequence[Example], encoder: Encoder, worth: Reward) -> Callable[[Tensor, Tensor], Tensor]:

@@ -27,7 +27,8 @@ from quietreasoning.nn.fake_quant import Bits, restore, switch
 from quietreasoning.train.checkpoint import read_json
 from quietreasoning.train.settings import QuantConfig
 
-ALONE = ("plain", "cot", "lm", "bake", "distill")  # methods that answer as the language model alone would
+# methods that answer as the language model alone would
+ALONE = ("plain", "cot", "lm", "bake", "distill", "cross", "prefer")
 DTYPES = ("float32", "bfloat16", "float16")
 ASKED = (8, 16)  # rows and tokens of the text that both are asked about
 NEAR = {torch.float32: 1e-4, torch.float64: 1e-8}  # relative distance of logits; others below

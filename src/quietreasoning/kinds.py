@@ -18,3 +18,7 @@ class Kind(IntEnum):
     DIRECT_CALL = 7  # a call made one by one where a program would do
     CLAIM = 8  # a statement that can be checked
     LATENT = 9  # a placeholder of a latent thought; never a label
+
+
+CALL_KINDS = (Kind.TOOL_NAME, Kind.ARG_KEY, Kind.ARG_VALUE, Kind.JSON_SYNTAX, Kind.DIRECT_CALL)
+"""What the tokens of a call are."""

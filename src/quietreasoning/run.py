@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from quietreasoning.config import UserError
 from quietreasoning.contract import Method
 from quietreasoning.data.config import build_task
 from quietreasoning.data.tokenizers import save_tokenizer
-from quietreasoning.equip import equip
+from quietreasoning.equip import coverage_note, equip
 from quietreasoning.evaluate.judging import Judgement
 from quietreasoning.gates import check_gate, hold
 from quietreasoning.layers import SECTIONS, diff
@@ -98,6 +99,7 @@ def plan_stage(builder: Builder, stage: StageConfig, stop: StopFlag, machine: Ma
         batches = builder.batches(stage, method.backbone.context, notes, stop.check)
         batches.prepare(check=stop.check)
         equip(method, batches.examples, batches.encoder, build_task(stage.data).scorer)
+        notes += coverage_note(batches)
         if machine.main:
             for note in notes:
                 print(note, file=sys.stderr)
@@ -130,7 +132,9 @@ def diagnose(builder: Builder, stop: StopFlag | None = None) -> list[Diagnosis]:
         equip(method, batches.examples, batches.encoder, build_task(stage.data).scorer, probing=True)
         batch = batches.batch_at(0)
         optim = stage.optim if stage.train.steps != 0 else None  # rates of what was frozen name nothing
-        found.append(examine(method, batch, label=stage.name, optim=optim, enable=stage.train.enable))
+        diagnosis = examine(method, batch, label=stage.name, optim=optim, enable=stage.train.enable)
+        notes = coverage_note(batches, refuse=False)
+        found.append(replace(diagnosis, notes=(*diagnosis.notes, *notes)))
         check()
     return found
 

@@ -21,7 +21,7 @@ from quietreasoning.data.pairs.keys import Item, uniforms
 from quietreasoning.data.tags import CLOSE, OPEN
 from quietreasoning.methods.writing import find
 
-WRITERS = ("cot", "plain", "distill")  # methods that write with their backbone alone
+WRITERS = ("cot", "plain", "distill", "cross", "prefer")  # methods that write with their backbone alone
 WHOLE, CUT, MALFORMED = "whole", "cut", "malformed"
 Line = dict[str, Any]
 _THOUGHT = re.compile(rf"\s*{re.escape(OPEN)}(.*?){re.escape(CLOSE)}(.*)", re.DOTALL)

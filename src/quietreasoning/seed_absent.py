@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quietreasoning.config import UserError
-from quietreasoning.seed_keys import Seen
+from quietreasoning.seed_keys import TABLE
+from quietreasoning.seed_seen import Seen
 
+READ = {key for line in TABLE for key in line.old}
 FIXED = {  # old key -> what it must be, and why
     "ignore_index": ((-100,), "-100 marks what is no label, everywhere"),
     "tracing.json_log": ((True,), "log.jsonl is always written"),
@@ -33,10 +35,16 @@ class Absent:
 
 ABSENT = (
     Absent(
-        "a preference for code over calls",
+        "a ramp of code mode in steps",
+        ("code_mode.weight_schedule.",),
+        ("code_mode.enabled", "code_mode.weight"),
+        "leave warmup_steps out and set method.ramp.until, a share of the stage",
+    ),
+    Absent(
+        "a rule of which rows take a program, or a reward of programs,",
         ("code_mode.", "code_mode_pref."),
         ("code_mode.enabled", "code_mode.weight"),
-        "learn from rows that hold programs; spans of kind code and direct_call tell them apart",
+        "leave it out, and give both where pairs are made (docs/code-mode.md)",
     ),
     Absent(
         "a rule score as a loss",
@@ -72,12 +80,12 @@ ABSENT = (
         "method continuous has one: method.self_evaluation",
     ),
     Absent(
-        "a penalty on length",
-        ("use_length_aware_kd", "length_kd_weight", "length_kd_hinge", "length_kd_slope"),
-        ("use_length_aware_kd", "length_kd_weight"),
-        "leave it out",
+        "a further part of the push towards early calls",
+        ("early_tool.",),
+        (),
+        "what opens a call is counted by method.early_tool itself, the tokens before it are learned by "
+        "method.weights.answer, and method.final_weights.early_tool lets the weight rise or fall",
     ),
-    Absent("a push towards early calls", ("early_tool.",), ("early_tool.weight",), "leave it out"),
     Absent(
         "a schedule of lengths",
         ("seq_lengths", "seq_length_boundaries", "shapes", "shape_probabilities"),
@@ -95,7 +103,7 @@ def taken(seen: Seen) -> set[str]:
     """Keys that these tables account for; UserError for one that asks for what is not here."""
     keys: set[str] = set()
     for absent in ABSENT:
-        own = [key for key in seen if absent.holds(key)]
+        own = [key for key in seen if absent.holds(key) and key not in READ]
         switches = [key for key in absent.switches if key in seen]
         if own and all(seen.on(key) for key in switches):
             found = seen[(switches or own)[0]]

@@ -12,7 +12,8 @@ from typing import Any
 from quietreasoning.config import UserError, suggest
 from quietreasoning.layers import CONFIG, Tree, label, stages_of
 from quietreasoning.seed_absent import ABSENT, FIXED, taken
-from quietreasoning.seed_keys import HOLDERS, MAPPINGS, NOTHING, OFF, SPELLINGS, TABLE, Found, Seen
+from quietreasoning.seed_keys import HOLDERS, MAPPINGS, NOTHING, OFF, SPELLINGS, TABLE
+from quietreasoning.seed_seen import Found, Seen
 
 OURS = ("seed", "out", "init", "backbone", "eval", "track", "data", "optim", "train")
 MARKS = ("base", "stages", "method")  # a file that has one of these is no old one
@@ -101,7 +102,12 @@ class SeedFiles:
             source = " + ".join(str(seen[key]) for key in line.old if key in seen)
             values: dict[str, Any] = {}
             _put(values, line.new, value)
-            yield label(_staged(values, tree), source.replace(f" + {CONFIG}{file}: ", " + "))
+            if line.method not in ("distill", *_methods(tree).values()):
+                raise UserError(
+                    f"{source}: a preference for code is learned by method {line.method}, which no stage "
+                    "has; lay the file over recipe distill/code-mode"
+                )
+            yield label(_staged(values, tree, line.method), source.replace(f" + {CONFIG}{file}: ", " + "))
 
     def _until(self, file: str | None = None) -> Seen:
         seen = Seen()
@@ -126,11 +132,17 @@ def _leaves(values: Mapping[str, Any], file: str, above: str = "") -> Iterator[t
             raise UserError(f"{written}={value!r:.40}: no such old key (from {CONFIG}{file}). {near}")
 
 
-def _staged(values: dict[str, Any], tree: Tree) -> dict[str, Any]:
+def _methods(tree: Tree) -> dict[str, str | None]:
+    """Stage -> its method."""
+    leaves = {name: stage.get("method", {}).get("name") for name, stage in stages_of(tree).items()}
+    return {name: None if leaf is None else leaf.value for name, leaf in leaves.items()}
+
+
+def _staged(values: dict[str, Any], tree: Tree, method: str) -> dict[str, Any]:
     if not {"method", "data"} & values.keys():
         return values
-    names = {name: stage.get("method", {}).get("name") for name, stage in stages_of(tree).items()}
-    ours = [name for name, leaf in names.items() if leaf is not None and leaf.value == "distill"]
+    names = _methods(tree)
+    ours = [name for name, found in names.items() if found == method]
     if not ours or len(ours) == len(names):
         return values
     return {"stages": dict.fromkeys(ours, values)}

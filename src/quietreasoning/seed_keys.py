@@ -8,16 +8,15 @@ those without a group stand in any of HOLDERS, or alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from quietreasoning.config import UserError
-from quietreasoning.layers import CONFIG
+from quietreasoning.seed_code_mode import CODE_MODE
+from quietreasoning.seed_seen import NOTHING, OFF, Line, Seen
 
 HOLDERS = ("kd", "distillation", "distill", "train")
 MAPPINGS = ("layer_mapping",)  # keys whose value is a mapping
-NOTHING, OFF = object(), object()  # a line that says nothing; one whose switch is off
 
 SPELLINGS = {  # as it may be written -> as the tables call it
     "kl": "kl_weight",
@@ -37,51 +36,10 @@ SPELLINGS = {  # as it may be written -> as the tables call it
 }
 
 
-@dataclass(frozen=True)
-class Found:
-    """An old key as it stands in a file."""
-
-    value: Any
-    written: str
-    file: str
-
-    def __str__(self) -> str:
-        return f"{CONFIG}{self.file}: {self.written}"
-
-
-class Seen(dict[str, Found]):
-    """Old keys by the name that the tables have for them."""
-
-    def value(self, key: str, default: Any = None) -> Any:
-        return self[key].value if key in self else default
-
-    def number(self, key: str, default: float | None = None) -> float | None:
-        """UserError where it is something else."""
-        value = self.value(key, default)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise UserError(f"{self[key].written}={value!r:.40}: must be a number (from {self[key]})")
-        return value
-
-    def on(self, key: str, default: bool = False) -> bool:
-        """Whether a switch, or a weight, is on; UserError where it is neither."""
-        value = self.value(key, default)
-        if value is not None and not isinstance(value, bool | int | float):
-            raise UserError(f"{self[key].written}={value!r:.40}: must be true or false (from {self[key]})")
-        return bool(value)
-
-
-@dataclass(frozen=True)
-class Line:
-    """One of our keys, the old keys that give it, and how; `why` for readers of the table."""
-
-    new: str
-    old: tuple[str, ...]
-    value: Callable[[Seen], Any]
-    why: str = ""
-
-
 SHARE = "process_supervision_weight"
 ENTROPY, LAYERS, QUANT = "use_entropy_scheduling", "use_intermediate_layers", "quant.enabled"
+LENGTH, EARLY = "use_length_aware_kd", "early_tool.weight"
+CLASSED = ("w_tool", "w_args", "w_integr", EARLY)
 DEFAULTS = {"ce_teacher_weight": 0.2, "ce_ground_truth_weight": 0.2}
 PROCESS = {"kl_weight": 0.5, "ce_teacher_weight": 0.3, "ce_ground_truth_weight": 0.2}
 
@@ -116,8 +74,10 @@ def _grammar(seen: Seen) -> Any:
 
 
 def _temperature(seen: Seen) -> Any:
-    """Entropy scheduling sets a temperature for each position, and then no other counts."""
-    return 1.0 if seen.on(ENTROPY) else seen.value("kd_temperature", OFF)
+    """Entropy scheduling sets a temperature for each position, and then no other counts; nor does any where
+    kl_weight is 0."""
+    unused = seen.on(ENTROPY) or (seen.number("kl_weight") == 0)
+    return 1.0 if unused else seen.value("kd_temperature", OFF)
 
 
 def _name(seen: Seen) -> Any:
@@ -150,7 +110,14 @@ def _layers(seen: Seen) -> Any:
 
 def _spans(seen: Seen) -> Any:
     """Terms of single classes of tokens ask what the tokens are."""
-    return {} if any(seen.number(key, 0.0) for key in ("w_tool", "w_args", "w_integr")) else NOTHING
+    return {} if seen.on(LENGTH) or any(seen.number(key, 0.0) for key in CLASSED) else NOTHING
+
+
+def _length(seen: Seen) -> Any:
+    if LENGTH not in seen:
+        return NOTHING
+    weight, slope = seen.number("length_kd_weight", 0.05), seen.number("length_kd_slope", 1.0)
+    return round(weight * slope, 12) if seen.on(LENGTH) else 0.0
 
 
 def _schedule(seen: Seen) -> Any:
@@ -214,7 +181,7 @@ TABLE = (
     Line("method.weights.arg_key", ("w_args", SHARE), _scaled("w_args", 0.3), f"three tenths, times {SHARE}"),
     Line("method.weights.syntax", ("w_args", SHARE), _scaled("w_args", 0.1), f"a tenth, times {SHARE}"),
     Line("method.weights.integration", ("w_integr", SHARE), _scaled("w_integr"), f"times {SHARE}"),
-    Line("data.format.spans", ("w_tool", "w_args", "w_integr"), _spans, "on where one is above 0"),
+    Line("data.format.spans", (*CLASSED, LENGTH), _spans, "on where one is above 0, or on"),
     Line("data.format.spans.grammar", (SHARE,), _grammar, f"on where {SHARE} is below 1"),
     Line(
         "method.weights.grammar",
@@ -230,9 +197,9 @@ TABLE = (
     ),
     Line(
         "method.divergence.temperature",
-        ("kd_temperature", ENTROPY),
+        ("kd_temperature", ENTROPY, "kl_weight"),
         _temperature,
-        "1 under entropy scheduling",
+        "1 under entropy scheduling, and where kl_weight is 0",
     ),
     Line("method.entropy", (ENTROPY,), partial(_switch, ENTROPY), "on with its defaults, or null"),
     *(
@@ -250,6 +217,24 @@ TABLE = (
     ),
     Line("method.hidden", (LAYERS,), partial(_switch, LAYERS), "on with its defaults, or null"),
     Line("method.hidden.layers", ("layer_mapping", LAYERS), _layers, "pairs, or a mapping"),
+    Line(
+        "method.weights.length",
+        (LENGTH, "length_kd_weight", "length_kd_slope"),
+        _length,
+        "length_kd_weight (.05) times length_kd_slope (1); needs method.own, whose text it is about",
+    ),
+    Line("method.length", (LENGTH,), partial(_switch, LENGTH), "on with its defaults, or null"),
+    Line(
+        "method.length.hinge", ("length_kd_hinge", LENGTH), partial(_under, LENGTH, "length_kd_hinge", 0.15)
+    ),
+    Line("method.weights.early_tool", (EARLY,), _same(EARLY), "needs data.format.spans.dialect"),
+    Line("method.early_tool", (EARLY,), partial(_switch, EARLY), "on above 0, or null"),
+    Line(
+        "method.early_tool.window",
+        ("early_tool.window", EARLY),
+        partial(_under, EARLY, "early_tool.window", 25),
+    ),
+    *CODE_MODE,
     Line("optim.name", ("optimizer.name",), _name),
     *(
         Line(f"optim.{new}", (f"optimizer.{old}",), _same(f"optimizer.{old}"))

@@ -225,9 +225,9 @@ def row_of(item: Item, line: Line, right: bool, worth: float) -> Line:
     included, so that a student reads the same ids; the steps stand in the text too, before the answer."""
     example = item.problem.example
     facts = {"source": example.id, "sample": item.sample, "right": right, "gold": example.answer}
-    if "tools" in example.meta:
-        facts["tools"] = list(example.meta["tools"])
     row = {"prompt": example.prompt, "teacher_text": "\n".join([*line["steps"], line["answer"]])}
+    if example.meta.get("tools"):
+        row["prompt_tools"] = list(example.meta["tools"])
     if line["steps"]:
         row["cot_steps"] = line["steps"]
     return row | {"teacher_quality_score": worth, "metadata": facts}

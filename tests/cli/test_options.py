@@ -68,11 +68,28 @@ DATA = {
 }
 
 
+INDEX = {
+    "index keys": [
+        *("model", "settings", "--recipe", "--dataset", "--split", "--no-steps", "--out", "--batch-size"),
+        *("--rows-per-shard", "--dtype", "--revision", "--json"),
+    ],
+    "index pkm": ["--path", "--slots", "--value-dim", "--run", "--json"],
+    "index knn": ["--keys", "--values", "--output", "--dim", "--factory", "--nprobe", "--json"],
+    "index episodic": [
+        *("--input", "--output", "--encoder", "--vectors", "--backend", "--ttl-days", "--json"),
+    ],
+    "index verify-knn": ["--index", "--queries", "--k", "--keys", "--json"],
+}
+INNER = DATA | INDEX
+
+
 def all_commands():
-    """By name; `data` has its own inside, as `data pairs`."""
+    """By name; `data` and `index` have their own inside, as `data pairs`."""
     commands = dict(typer.main.get_command(app).commands)
-    inner = commands.pop("data").commands
-    return commands | {f"data {name}": command for name, command in inner.items()}
+    for room in ("data", "index"):
+        inner = commands.pop(room).commands
+        commands |= {f"{room} {name}": command for name, command in inner.items()}
+    return commands
 
 
 def test_commands_and_options_are_frozen():
@@ -84,10 +101,10 @@ def test_commands_and_options_are_frozen():
         ]
         for name, command in commands.items()
     }
-    assert found == OPTIONS | DATA
+    assert found == OPTIONS | INNER
 
 
-@pytest.mark.parametrize("name", OPTIONS | DATA)
+@pytest.mark.parametrize("name", OPTIONS | INNER)
 def test_every_command_and_option_has_help(name):
     command = all_commands()[name]
     assert command.help and all(getattr(parameter, "help", "") for parameter in command.params)
@@ -97,7 +114,7 @@ def test_help_imports_nothing_slow():
     script = (
         "import sys; from quietreasoning.cli.main import main; sys.argv = ['quiet', '--help']\n"
         "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
-        "slow = {'torch', 'transformers', 'matplotlib', 'pydantic', 'numpy'} & set(sys.modules)\n"
+        "slow = {'torch', 'transformers', 'matplotlib', 'pydantic', 'numpy', 'faiss'} & set(sys.modules)\n"
         "assert not slow, slow"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

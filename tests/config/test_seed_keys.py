@@ -66,9 +66,11 @@ def laid(files, *texts):
 
 
 def test_every_new_key_of_the_table_is_a_setting():
-    method = {"name": "distill", "entropy": {}, "hidden": {}}
+    method = {"name": "distill", "entropy": {}, "hidden": {}, "early_tool": {}, "length": {}}
     stage = {"name": "x", "method": method, "data": {"format": {"spans": {}}}, "train": {"quant": {}}}
-    known = [key.removeprefix("stages.x.") for key in keys(RunConfig, {"stages": [stage]})]
+    other = {"name": "x", "method": {"name": "prefer", "ramp": {}}}
+    both = [*keys(RunConfig, {"stages": [stage]}), *keys(RunConfig, {"stages": [other]})]
+    known = [key.removeprefix("stages.x.") for key in both]
     for line in TABLE:
         assert any(f"{key}.".startswith(f"{line.new}.") for key in known), line.new
 
@@ -131,6 +133,13 @@ def test_a_sum_and_a_switch_may_stand_in_two_files(files):
             {"layers": [[0, 1], [1, 3]]},
         ),
         ("kd: {use_intermediate_layers: false}", "method", {"hidden": None}),
+        ("kd: {use_length_aware_kd: true, length_kd_slope: 2}", "method.weights", {"length": 0.1}),
+        ("kd: {use_length_aware_kd: true, length_kd_hinge: 0.3}", "method", {"length": {"hinge": 0.3}}),
+        ("kd: {use_length_aware_kd: false, length_kd_hinge: 0.3}", "method", {"length": None}),
+        ("early_tool: {weight: 0.05, window: 9}", "method", {"early_tool": {"window": 9}}),
+        ("early_tool: {weight: 0.05}", "method.weights", {"early_tool": 0.05}),
+        ("early_tool: {weight: 0.05}", "data.format", {"spans": {}}),
+        ("kd: {kl_weight: 0, kd_temperature: 2}", "method.divergence", {"temperature": 1.0}),
         ("quant: {enabled: true}", "train.quant", {"start": 0.8, "lr_multiplier": 0.1}),
         (
             "quant: {weight_bits: 8, act_bits: 8, warmup_steps: 5, total_steps: 20}",
@@ -162,9 +171,26 @@ def test_keys_of_distillation_go_to_its_stages_alone(files, tmp_path):
     assert found.provenance["stages.b.method.weights.kd"] == "config a.yaml: kd.kl, stage b"
 
 
+def test_keys_of_code_mode_go_to_the_stage_that_prefers(files, tmp_path):
+    stages = "stages:\n- {name: a, method: {name: plain}}\n- {name: b, method: {name: prefer}}"
+    (tmp_path / "r.yaml").write_text(stages, encoding="utf-8")
+    text = """
+distill: {code_mode: {enabled: true, weight: 0.4, weight_schedule: {start_weight: 0.1}}}
+code_mode_pref: {weights: {pos: 1, neg: 0.5}, eligibility_rules: {min_tools: 3}}
+"""
+    a, b = expand(load_recipe("r.yaml", configs=files(text))).values["stages"]
+    assert a["method"] == {"name": "plain"}
+    assert b["method"]["weights"] == {"prefer": 0.4, "code": 0.4, "unlikely": 0.2}
+    assert b["method"]["ramp"] == {"start": 0.25} and b["data"]["format"]["spans"] == {"direct_calls": 3}
+    off = expand(load_recipe("r.yaml", configs=files(text.replace("true", "false"))))
+    assert off.values["stages"][1] == {"name": "b", "method": {"name": "prefer"}}
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("distill: {code_mode: {weight: 0.3, weight_schedule: {warmup_steps: 9}}}", r"method\.ramp\.until"),
+        ("kd: {code_mode: 0.3}\ncode_mode_pref: {reward: {prefer: 1}}", "where pairs are made"),
         ("kd: {kl_wieght: 0.4}", r"kd\.kl_wieght=0\.4: no such old key .*Did you mean 'kl_weight'"),
         ("kd: {kl: 0.4, kl_weight: 0.5}", r"kd\.kl=0\.4 and kd\.kl_weight=0\.5 are two names"),
         ("kd: {min_entropy: 2}", r"kd\.min_entropy: is read only beside use_entropy_scheduling"),
@@ -175,6 +201,8 @@ def test_keys_of_distillation_go_to_its_stages_alone(files, tmp_path):
         ("distill: {code_mode: {enabled: true, weight: 0.3}}", "a preference for code"),
         ("kd: {code_mode: 0.1}", "a preference for code"),
         ("distillation: {tool_names: [a]}", "each row declares"),
+        ("early_tool: {weight: 0.05, ramp_epochs: 5}", r"ramp_epochs=5: a further part .*final_weights"),
+        ("kd: {length_kd_weight: 0.1}", "length_kd_weight: is read only beside use_length_aware_kd"),
         ("kd: {ignore_index: 0}", r"kd\.ignore_index=0: must be -100"),
         ("quant: {fake_quant_in_attention: true}", "must be False"),
         ("kd: {use_entropy_scheduling: no}", "must be true or false"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import shutil
 import tempfile
 from dataclasses import replace
@@ -13,7 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from quietreasoning.backbone import Backbone, BackboneConfig, ScratchConfig, load_backbone
-from quietreasoning.contract import IGNORE, Batch, Markers, Method
+from quietreasoning.contract import IGNORE, Batch, Markers, Method, Role
+from quietreasoning.losses.cross_vocabulary import SharedIds
 from quietreasoning.methods import METHODS
 from quietreasoning.optim.settings import OptimConfig
 from quietreasoning.train.distributed import Machine
@@ -156,6 +158,16 @@ CASES: dict[str, tuple[str, dict]] = {
             "weights": {"own": 1, "answer": 1, "kd": 0.1},
         },
     ),
+    "cross": ("cross", {"teacher": "a folder", "chunk": 5, "divergence": {"beta": 0.3, "temperature": 2}}),
+    "prefer": ("prefer", {"weights": {"prefer": 1, "answer": 0.5}}),
+    "prefer-simpo": (
+        "prefer",
+        {
+            "loss": "simpo",
+            "ramp": {"start": 0.5, "until": 1},
+            "weights": {"prefer": 0.5, "code": 1, "unlikely": 1},
+        },
+    ),
     "reasoner": ("reasoner", {"width": 16, "supervision_steps": 3, "cells": 8}),
     "reasoner-attention": (
         "reasoner",
@@ -265,6 +277,8 @@ def make(case: str, backbone: Backbone | None = None) -> Method:
     markers = replace(MARKERS, rationale=(3, 36)) if "rationale" in settings.get("weights", {}) else MARKERS
     markers = replace(markers, thinking=(36, 35)) if name == "thoughts" else markers
     method = METHODS[name](backbone, METHODS[name].Config(**settings), markers)
+    if name == "cross":
+        method.shared = SharedIds(torch.tensor(STUDENT_OF), VOCAB)
     if name == "thoughts":  # gates whose last layers start at zero let nothing through to the others
         with torch.no_grad():
             for last in (method.mixer.gate[-1], method.mixer.score[-1]):
@@ -323,6 +337,18 @@ def spans_of(rows: list[int]) -> Batch:
     return replace(batch, classes_BA=classes_BA, allowed_BAW=torch.from_numpy(np.packbits(bits_BAV, axis=-1)))
 
 
+def pairs_of(rows: list[int]) -> Batch:
+    """The rows, each with the answer of another beside its own; some tokens are code, some open a call."""
+    batch = batch_of(rows)
+    rejected_BA = pad([row_of(row + 50)[3] for row in rows])
+    return replace(
+        batch,
+        classes_BA=(6 * (batch.answer_BA % 2)).masked_fill(batch.answer_BA == IGNORE, IGNORE),
+        rejected_BA=rejected_BA,
+        rejected_classes_BA=(7 * (rejected_BA % 2)).masked_fill(rejected_BA == IGNORE, IGNORE),
+    )
+
+
 def text_of(rows: list[int]) -> Batch:
     """Running text: rows that are prompts alone, of 5 to 16 tokens."""
     made = [[token for at in range(2) for token in row_of(2 * row + at)[0]] for row in rows]
@@ -353,6 +379,30 @@ def grid_of(rows: list[int]) -> Batch:
     return replace(batch, answer_BA=pad(answers))
 
 
+TAUGHT_AS = [(7 * id + 3) % VOCAB for id in range(VOCAB)]  # the number that a teacher has for each token
+STUDENT_OF = [id if id % 4 else -1 for id in map(TAUGHT_AS.index, range(VOCAB))]  # it knows three of four
+
+
+def crossed_of(rows: list[int]) -> Batch:
+    """The rows beside what a teacher reads who says every prompt twice, has numbers of its own, and one for
+    the two tokens that a part of three or more begins with."""
+    told, roles, chunks = [], [], []
+    for prompt, steps, _, answer in map(row_of, rows):
+        ids, kinds, places, at = [*prompt, *prompt], [int(Role.PROMPT)] * 2 * len(prompt), [], 0
+        parts = [(Role.STEP, step) for step in steps]
+        for kind, part in [*parts, (Role.MARKER, MARKERS.answer_prefix), (Role.ANSWER, answer)]:
+            borders = [0, *range(2 if len(part) > 2 else 1, len(part) + 1)]
+            for start, end in itertools.pairwise(borders):
+                places.append([len(ids), len(ids) + 1, at + start, at + end])
+                ids.append(TAUGHT_AS[part[start]])
+                kinds.append(int(kind))
+            at += len(part)
+        for column, row in zip((told, roles, chunks), (ids, kinds, torch.tensor(places)), strict=True):
+            column.append(row)
+    chunks_BC4 = torch.nn.utils.rnn.pad_sequence(chunks, batch_first=True, padding_value=IGNORE)
+    return replace(batch_of(rows), taught_BT=pad(told), taught_role_BT=pad(roles), chunks_BC4=chunks_BC4)
+
+
 def rows_of(case: str):
     """How a case's rows are made into a batch."""
     if case in GRIDS:
@@ -361,6 +411,10 @@ def rows_of(case: str):
         return empty_of
     if case.startswith("bake"):
         return taught_of
+    if case.startswith("prefer"):
+        return pairs_of
+    if case.startswith("cross"):
+        return crossed_of
     if case.endswith("-spans"):
         return spans_of
     return text_of if case.endswith("-text") else batch_of

@@ -68,8 +68,12 @@ def test_units_are_what_forward_sums(case):
         for name, term in out.terms.items():
             if case in WORKSPACE and name not in ("lm", "step"):
                 continue  # of the workspace, not of labels: tests/methods/test_workspace.py counts them
-            if name in ("kd", "own", "hidden", "grammar", "tool_choice") or case == "distill-spans":
-                continue  # between two laws, or weighed by one: tests/methods/test_distill.py
+            if (
+                name in ("kd", "own", "hidden", "grammar", "tool_choice", "prefer", "unlikely")
+                or name in ("exact", "rest", "chunk")  # tests/methods/test_cross.py
+                or case == "distill-spans"
+            ):
+                continue  # between two laws, or weighed by one: tests/methods/test_distill.py, test_prefer.py
             if term.unit in ("trajectory", "anchor", "thought"):
                 each = {"anchor": 3, "thought": 6}.get(term.unit, 1)
                 assert units[term.unit] == each * len(rows)
@@ -92,6 +96,9 @@ def test_padding_changes_nothing(case):
     if batch.classes_BA.shape[1]:
         wider["classes_BA"] = torch.nn.functional.pad(batch.classes_BA, (0, 2), value=IGNORE)
         wider["allowed_BAW"] = torch.nn.functional.pad(batch.allowed_BAW, (0, 0, 0, 2))
+    for field in ("rejected_BA", "rejected_classes_BA"):
+        if getattr(batch, field).shape[1]:
+            wider[field] = torch.nn.functional.pad(getattr(batch, field), (0, 3), value=IGNORE)
     wide = replace(
         batch,
         prompt_BP=torch.nn.functional.pad(batch.prompt_BP, (3, 0), value=IGNORE),

@@ -29,11 +29,17 @@ ROWS = [0, 1, 2, 4, 5]
 WRITES_CHAIN = [
     case
     for case, (name, s) in CASES.items()
-    if (name in ("cot", "bake", "thoughts", "distill") and s.get("steps", True)) or "visible_from" in s
+    if (name in ("cot", "bake", "thoughts", "distill", "cross") and s.get("steps", True))
+    or "visible_from" in s
 ]
 APART = (*WORKSPACE, *GRIDS)  # whose thoughts stand at no position of the backbone
 IN_TOKENS = [case for case in CASES if case not in APART]
-SILENT = ("plain", "bake", "bake-pursuit", *(case for case in CASES if case.startswith("distill")))
+SILENT = (
+    "plain",
+    "bake",
+    "bake-pursuit",
+    *(case for case in CASES if case.startswith(("distill", "prefer", "cross"))),
+)
 OWN = [case for case in IN_TOKENS if case.startswith("thoughts")]  # tests/methods/test_thoughts.py
 THINKS = [
     case for case in IN_TOKENS if case not in (*SILENT, *OWN) and not case.endswith(("-none", "-start"))
@@ -174,7 +180,7 @@ def as_gold(method, row) -> Batch:
         if not case.endswith(
             ("-only", "-all", "-text", "-grpo", "-per-step", "-pursuit", "-spans", "-own", "-halt")
         )
-        and not case.startswith(("bake", "thoughts"))
+        and not case.startswith(("bake", "thoughts", "prefer", "cross"))
         and case not in GRIDS
     ],
 )

@@ -9,6 +9,7 @@ REFUSE = (
     "bake",
     "thoughts",
     "distill",
+    "cross",
     "reasoner",
 )  # they write the answer prefix too, or all at once
 

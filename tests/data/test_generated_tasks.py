@@ -1,6 +1,7 @@
 """Every generated task: disjoint splits, examples fixed by (seed, i), answers by an independent solver."""
 
 import itertools
+import json
 import math
 import operator
 import re
@@ -24,6 +25,7 @@ SETTINGS = {
     "maze": [{}, {"loops": 0.4}, {"size": 5, "loops": 0, "moves": 2}, {"size": 15}],
     "strategies": [{}, {"instructed": 0.5, "plain": "steps"}],
     "tools": [{}, {"depth": 3, "parallel": 0.5, "distractors": "random"}],
+    "programs": [{}, {"tools": 5, "most": 4}],
 }
 CASES = [(name, options) for name, all_options in SETTINGS.items() for options in all_options]
 SPLITS = ("train", "valid", "test")
@@ -147,6 +149,27 @@ def solve_arithmetic(prompt: str) -> str:
         total = apply[kind](total, int(re.search(r"\d+", sentence)[0]))
     assert total == int(total)
     return str(int(total))
+
+
+def solve_programs(prompt: str) -> str:
+    """One call for one value, else a program: over a loop, or over the rows of a long result."""
+    *declared, asked = prompt.splitlines()
+    pattern = r"user : what is the (?:(total|highest|lowest) )?(\w+) (?:of|in) (.*) on day (\d+) \?"
+    work, what, named, day = re.fullmatch(pattern, asked).groups()
+    names = re.split(" , | and ", named)
+    tool, value, long = {
+        **{"price": ("_price", "price", 0), "rain": ("_rain", "rain", 0), "score": ("_score", "score", 0)},
+        **{"sales": ("_sales", "sold", 1), "minutes": ("_visits", "minutes", 1)},
+    }[what]
+    line = next(line for line in declared if f'{tool}" (' in line)
+    name, key = re.match(r'tool "(\w+)" \( "(\w+)"', line).groups()
+    if work is None:
+        return f'{{ "name" : "{name}" , "arguments" : {{ "{key}" : "{named}" , "day" : {day} }} }}'
+    assert (len(names) > 1) != long
+    loop = "" if long else f"for x in [ {' , '.join(map(json.dumps, names))} ] "
+    function = {"total": "sum", "highest": "max", "lowest": "min"}[work]
+    call = f"{name} ( {key} = {json.dumps(named) if long else 'x'} , day = {day} )"
+    return f'```python\nprint ( {function} ( row [ "{value}" ] {loop}for row in {call} ) )\n```'
 
 
 SOLVERS = {

@@ -3,8 +3,13 @@
 import math
 
 import pytest
+import torch
 
 from quietreasoning.config import UserError
+from quietreasoning.contract import IGNORE
+from quietreasoning.data.config import Format, HaltFormat
+from quietreasoning.data.encoder import Encoder
+from quietreasoning.data.example import Example
 from quietreasoning.data.halt_targets import (
     TIERS,
     HaltTarget,
@@ -15,6 +20,7 @@ from quietreasoning.data.halt_targets import (
     utility_shares,
     utility_step,
 )
+from quietreasoning.data.tokenizers import train_words
 
 GOES_ON = False
 
@@ -92,3 +98,42 @@ def test_a_row_of_the_dataset():
     assert halt_target(row | {"scores": [0.1, 0.3, 0.9]}, "utility", tier="Tier-2") == HaltTarget(2)
     with pytest.raises(UserError, match="Did you mean 'judge'"):
         halt_target(row, "juge")
+
+
+ROWS = [
+    {"max_loops": 4, "curriculum_stage": 1, "loop_index": 2, "judge_score": 0.5, "prev_score": 0.2},
+    {"max_loops": 4, "curriculum_stage": 0, "loop_index": 2, "judge_score": 0.5, "scores": [0.1, 0.9, 0.95]},
+    {"loop_index": 1, "judge_score": 0.9, "scores": [0.6]},
+    {},
+]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"source": "judge", "max_loops": 3},
+        {"source": "judge", "high": 0.4, "tier": "Tier-3"},
+        {"source": "curriculum", "max_loops": 4},
+        {"source": "utility", "cost": 0.1},
+    ],
+)
+def test_a_batch_carries_what_the_pure_function_says_of_each_row(settings):
+    examples = [Example(str(i), "a", (), (), "b", {"metadata": row}) for i, row in enumerate(ROWS)]
+    examples += [Example("bare", "a", (), (), "b")]
+    coder = Encoder(train_words(["a", "b", "####"]), Format(halt=HaltFormat(**settings)))
+    named = {key: value for key, value in settings.items() if key != "source"}
+    wanted = [halt_target(row, settings["source"], **named) for row in (*ROWS, {})]
+    assert coder.batch(examples).halt_B2.tolist() == [
+        [IGNORE] * 2 if one is None else [one.step, one.halts] for one in wanted
+    ]
+    assert None in wanted and any(wanted)
+    plain = Encoder(coder.tokenizer).batch(examples)
+    assert plain.halt_B2.shape == (len(examples), 0) and plain.halt_B2.dtype == torch.int64
+    for broken in ({"judge_score": "high"}, {"loop_index": 1.5}, {"scores": [0.1, True]}):
+        with pytest.raises(UserError, match=f"example 7: its metadata: {next(iter(broken))}="):
+            coder.encode(Example("7", "a", (), (), "b", {"metadata": ROWS[0] | broken}))
+
+
+def test_settings_of_another_source_are_refused():
+    with pytest.raises(ValueError, match=r"halt\.cost has no effect with halt\.source=judge"):
+        HaltFormat(cost=0.1)

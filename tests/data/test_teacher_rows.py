@@ -174,6 +174,16 @@ def test_broken_rows_are_named_counted_and_refused_beyond_the_budget(read):
     assert "nothing stands before turn 0" in said and "give 'answer'" in said and "add </think>" in said
 
 
+def test_tools_that_stand_in_the_prompt_are_declared_and_not_written(read):
+    row = {"prompt": "tools : search ; how many ?", "teacher_text": CALL, "prompt_tools": TOOLS}
+    ((example,), faults) = read(row)
+    assert example.prompt == row["prompt"] and not faults
+    assert example.meta["tools"] == ({"name": "search", "parameters": PARAMETERS},)
+    for broken, says in (({"tools": TOOLS}, "give one of them"), ({"prompt_tools": ["a"]}, "without a name")):
+        with pytest.raises(UserError, match=says):
+            read(row | broken)
+
+
 def test_private_reasoning_and_dropped_fields_are_told(read):
     row = {"prompt": "p", "teacher_text": "t", "teacher_reasoning_content": "because", "tool_name_ids": [1]}
     with pytest.raises(UserError, match=r"train\.jsonl:1: .*teacher_reasoning_content.*reasoning=strip"):

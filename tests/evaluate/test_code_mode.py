@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from quietreasoning.config import UserError
+from quietreasoning.data.tasks import TASKS
+from quietreasoning.evaluate.call_figures import form_figures
 from quietreasoning.evaluate.code_mode.answers import Recorded, Source, Tables
 from quietreasoning.evaluate.code_mode.eligible import EligibilityRules, eligible
 from quietreasoning.evaluate.code_mode.execute import Execution, Made, call_directly, execute
@@ -16,8 +18,10 @@ from quietreasoning.evaluate.code_mode.pairs import pair_of, read_pairs, write_p
 from quietreasoning.evaluate.code_mode.reward import CodeReward, expects
 from quietreasoning.evaluate.code_mode.stubs import python_stubs, typescript_stubs
 from quietreasoning.evaluate.code_mode.tool import tools_of
+from quietreasoning.evaluate.code_mode.trial import tried
 from quietreasoning.evaluate.rules.base import Context
 from quietreasoning.evaluate.sandbox import Limits, Verdict
+from quietreasoning.evaluate.scorers import SCORERS
 
 SALES = {
     "name": "get-sales",
@@ -71,10 +75,10 @@ def test_stubs_are_python_that_parses_and_what_programs_get():
 
 
 def test_names_become_identifiers_that_differ():
-    names = ["a b", "a-b", "9", "class", "__x", "é", "sum"]
+    names = ["a b", "a-b", "9", "class", "__x", "é", "sum", "__1a"]
     tools = tools_of([{"name": name} for name in names])
     words = [tool.identifier for tool in tools]
-    assert words == ["a_b", "a_b_2", "_9", "class_", "x_", "_", "sum_"]
+    assert words == ["a_b", "a_b_2", "_9", "class_", "x_", "_", "sum_", "_1a_"]
     ast.parse(python_stubs(tools))
 
 
@@ -291,6 +295,7 @@ def test_pairs_are_made_of_what_ran(tmp_path):
     for program, calls, words in (
         ("print(1209)\nprint(get_sales(shop='a'))\nprint('a@b.org')", CALLS, "personal data"),
         (GOOD, CALLS[:1], "not eligible"),
+        (f'"""\n```\n"""\n{GOOD}', CALLS, "a fence of its own"),
         (GOOD, [*CALLS, ("none", {})], "there is no tool 'none'"),
     ):
         none = pair_of(program, calls, DECLARED, TABLES, expects("1209"), context)
@@ -311,6 +316,28 @@ def test_pairs_are_made_of_what_ran(tmp_path):
     with pytest.raises(TypeError):
         write_pairs(file, [pair, None])  # the file that was there stays
     assert len(read_pairs(file, 0.6)[0]) == 4 and [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_what_was_written_is_carried_out_and_both_forms_of_the_task_find_the_value():
+    task, rows = TASKS["programs"](), {}
+    for example in task.split("valid", 20):
+        rows.setdefault(example.meta["kind"], example)
+    for kind, example in rows.items():
+        program, plain = example.answers[:: 1 if kind != "one" else -1]
+        code, calls = tried(program, example), tried(plain, example)
+        assert code.success and calls.success and (code.code, calls.code) == (True, False)
+        assert code.tokens < calls.tokens == calls.direct_tokens and code.leaks == 0
+        assert bool(calls.leaks) == (kind == "long")  # all of a long result in the context
+        made = [(call["name"], call["arguments"]) for call in example.meta["plain"]]
+        due = eligible(call_directly(made, tools_of(example.meta["tools"]), Tables(example.meta["tables"])))
+        assert bool(due) == example.meta["metadata"]["code_mode"] == code.eligible
+        assert form_figures([program], [example])["figures"] == {"adoption" if due else "over_use": 1.0}
+    example = rows["several"]
+    loose = " ``` \n " + example.answer.splitlines()[1] + " \n ``` "  # as a tokenizer of words decodes it
+    assert SCORERS["program"](loose, example)
+    first = json.dumps(example.meta["plain"][0])
+    for wrong in ("", "no", first, f"[{first}, {first}", "```\nprint(0)\n```", "```\nprint(\n```"):
+        assert not tried(wrong, example).success
 
 
 def test_figures_and_their_gates():

@@ -9,7 +9,8 @@ import pytest
 
 from quietreasoning.data.example import Example
 from quietreasoning.evaluate.sandbox import Limits
-from quietreasoning.evaluate.scorers import SCORERS, code, exact, number, numeric, strip_fence
+from quietreasoning.evaluate.scorers import SCORERS, code, exact, number, numeric
+from quietreasoning.evaluate.spelling import strip_fence
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

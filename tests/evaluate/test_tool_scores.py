@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietreasoning.data.example import Example
+from quietreasoning.evaluate.rules.json_text import MAX_DEPTH
 from quietreasoning.evaluate.scorers import SCORERS
 from quietreasoning.evaluate.tool_scores import CallScore, read_calls, same, score_calls, tool_rates, valid
 
@@ -100,7 +101,7 @@ def test_what_is_no_call_scores_nothing(text):
 
 
 def test_the_deepest_json_that_is_read_scores_low_and_raises_nothing():
-    deep = '{"name":"book","arguments":{"nights":' + "[" * 126 + "]" * 126 + "}}"
+    deep = '{"name":"book","arguments":{"nights":' + "[" * (MAX_DEPTH - 2) + "]" * (MAX_DEPTH - 2) + "}}"
     assert score(deep) == CallScore(parses=1, tool=1)
 
 

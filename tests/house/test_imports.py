@@ -13,7 +13,7 @@ PACKAGE = Path(quietreasoning.__file__).parent
 FLOORS = (
     {
         *("config", "yaml_text", "layers", "recipe", "validation", "contract", "kinds", "versions"),
-        *("seed_keys", "seed_absent", "seed_files"),
+        *("seed_seen", "seed_code_mode", "seed_keys", "seed_absent", "seed_files"),
     },
     {"nn", "losses", "optim", "memory"},
     {"workspace"},
@@ -23,11 +23,11 @@ FLOORS = (
     {"report"},
     {"build", "equip"},
     {"proof", "planning", "harvest", "capture", "push", "export", "migrate"},
-    {"gates", "scribe"},
+    {"gates", "scribe", "indices"},
     {"run", "texts"},
     {"demo"},
     {"cli"},
-    {"training"},
+    {"training", "tools"},
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(

@@ -25,7 +25,7 @@ def test_a_recipe_is_valid(name):
 
 FAMILIES = {  # folder -> its methods, if several
     "recursion": {"recursion", "compressor", "reasoner"},
-    "distill": {"distill", "plain", "continuous"},
+    "distill": {"distill", "plain", "continuous", "cross", "prefer"},
     "thoughts": {"thoughts", "bake", "plain"},  # thoughts may shrink to none
 }
 

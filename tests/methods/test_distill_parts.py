@@ -247,7 +247,7 @@ def test_a_layer_that_is_not_there_is_refused():
         layer_pairs(HiddenSettings(layers=[]), 2, 1)
 
 
-TEACHER, CACHE = {"path": "t"}, {"path": "c"}
+TEACHER, CACHE, CE = {"path": "t"}, {"path": "c"}, {"weights": {"kd": 0}}
 REFUSED = [
     ({"weights": {"kd": 0, "answer": 0}}, "all 0: nothing is learned"),
     ({"teacher": TEACHER, "weights": {"hidden": 1}}, r"method\.weights\.hidden=1 and method\.hidden=null"),
@@ -268,6 +268,17 @@ REFUSED = [
     ({"final_weights": {"kd": -1}}, r"final_weights\.kd=-1: from above 0 to 0 or more"),
     (MOVING | {"final_weights": {"hidden": 1}}, r"drop it or final_weights\.hidden"),
     ({"entropy": {"min_entropy": 9}}, "is no range"),
+    (
+        CE | {"divergence": {"temperature": 2}},
+        r"temperature=2\.0 has no effect: .* set it to 1\.0, or drop it",
+    ),
+    (CE | {"divergence": {"final_temperature": 2}}, r"final_temperature=2\.0 has no effect.* set it to null"),
+    ({"weights": {"early_tool": 1}}, r"early_tool=1 and method\.early_tool=null belong together"),
+    ({"early_tool": {}}, r"early_tool=0 and method\.early_tool=\{\.\.\.\} belong together"),
+    (
+        {"teacher": TEACHER, "length": {}, "weights": {"length": 1}},
+        "gold text is as long as it is: give method.own",
+    ),
 ]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Role
@@ -158,6 +159,32 @@ def test_what_it_costs_and_that_nothing_is_built_by_default():
     curriculum = built({"target": "curriculum", "stage": 2}, backbone=backbone)(batch_of(ROWS))
     aim, count = curriculum.metrics["halt_aim"]
     assert aim / count == 1  # int(0.5 * 3)
+
+
+def test_rows_say_where_to_stop_and_those_that_do_not_say_nothing_at_all():
+    """Row 0 stops after its second thought, row 1 went on after its first; of the others nothing is known."""
+    told = torch.full((len(ROWS), 2), IGNORE)
+    told[0], told[1] = torch.tensor([2, 1]), torch.tensor([1, 0])
+    one, batch = built({"target": "rows"}), replace(batch_of(ROWS), halt_B2=told)
+    z_BK = one.depths(batch).hazard_BK.logit()
+    term, units = one(batch).terms["halt"], one.units(batch)
+    wanted = -(F.logsigmoid(z_BK[0, 1]) + F.logsigmoid(-z_BK[0, 0])) - F.logsigmoid(-z_BK[1, 0])
+    torch.testing.assert_close(term.total, wanted, rtol=1e-4, atol=1e-5)
+    assert term.unit == "halt_row" and units["halt_row"] == 2 and "sequence" not in units
+    nobody = replace(batch, halt_B2=torch.full((len(ROWS), 2), IGNORE))
+    nothing = one(nobody).terms["halt"].total
+    nothing.backward()
+    assert (
+        float(nothing.detach()) == 0 == one.units(nobody)["halt_row"] and not one.halt.out.weight.grad.any()
+    )
+    every = replace(batch, halt_B2=torch.tensor([[2, 1]]).expand(len(ROWS), 2))
+    share = built({"target": "curriculum", "stage": 1}, backbone=one.backbone)  # int(0.75 * 3)
+    share.load_state_dict(one.state_dict())
+    torch.testing.assert_close(one(every).terms["halt"].total, share(every).terms["halt"].total)
+    with pytest.raises(UserError, match=r"after thought 4, and the method has 3: set method\.latents"):
+        one(replace(batch, halt_B2=told + 2))
+    with pytest.raises(UserError, match=r"set data\.format\.halt\.source"):
+        one.units(batch_of(ROWS))
 
 
 def test_the_doctor_finds_nothing():

@@ -12,8 +12,10 @@ from quietreasoning.build import Builder, resolve
 from quietreasoning.capture import open_teacher
 from quietreasoning.cli.main import app
 from quietreasoning.config import UserError
-from quietreasoning.data.config import DataConfig, build_task
+from quietreasoning.data.config import DataConfig, Format, SpanFormat, build_task
+from quietreasoning.data.encoder import Encoder
 from quietreasoning.data.pairs.keys import Item, Problem
+from quietreasoning.data.tokenizers import train_words
 from quietreasoning.run import train_run
 from quietreasoning.scribe import Draws, Scribe
 from quietreasoning.texts import document, row_of
@@ -166,4 +168,18 @@ def test_a_row_reads_back_as_it_was_written(tmp_path):
     found = back.split("train")
     assert [one.prompt for one in found] == [one.prompt for one in examples] and not back.faults
     assert all((one.steps, one.answer) == (("5", "5 a"), "5 a\nb") for one in found)
-    assert found[0].meta["metadata"]["tools"] == list(examples[0].meta["tools"])
+    for one, source in zip(found, examples, strict=True):
+        assert one.meta["tools"] == source.meta["tools"] and one.meta["tools"]
+    coder = Encoder(
+        train_words([*task.vocabulary(), "####", "a", "b"]),
+        Format(spans=SpanFormat(dialect="json", grammar=True)),
+    )
+    call = next(e for e in task.split("train", 30) if e.meta["kind"] == "call")
+    line = {"steps": [], "answer": call.answer}
+    row = row_of(Item(Problem("0", "tools", "call", call), 0), line, True, 1.0)
+    (tmp_path / "rows_train.jsonl").write_text(document({}, [row]))
+    (again,) = build_task(DataConfig(task="teacher-rows", path=str(tmp_path))).split("train")
+    bits = [coder.encode(one).tokens.allowed_AW for one in (call, again)]
+    assert (bits[0] == bits[1]).all() and bits[1].any(), (
+        "the grammar holds of what was written as of the source"
+    )

@@ -12,7 +12,7 @@ from quietreasoning.data.config import DataConfig, build_task
 from quietreasoning.data.encoder import Encoder
 from quietreasoning.data.load import load_split
 from quietreasoning.data.tasks import TASKS
-from quietreasoning.data.tokenizers import build_tokenizer
+from quietreasoning.data.tokenizers import build_tokenizer, save_tokenizer
 from quietreasoning.equip import equip
 from quietreasoning.layers import resolve_stages
 from quietreasoning.methods import METHODS
@@ -94,6 +94,18 @@ def taught_rows() -> list[dict]:
     return rows
 
 
+def paired_rows() -> list[dict]:
+    """A program beside the calls that it stands for."""
+    rows = []
+    for i in range(40):
+        call = json.dumps({"name": "nuts", "arguments": {"of": f"Ann {i}"}})
+        program = f"```python\nprint(nuts(of='Ann {i}'), nuts(of='Bo'))\n```"
+        calls = "\n".join([f"<tool_call>\n{call}\n</tool_call>"] * 2)
+        asked = f"How many nuts have Ann {i} and Bo ?"
+        rows.append({"prompt": asked, "chosen": program, "rejected": calls, "reasons": ["2 calls"]})
+    return rows
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Task -> what it reads: a folder in GSM8K's format, a corpus, questions with popularity."""
@@ -117,11 +129,13 @@ def files(tmp_path_factory):
     (others / "rows.jsonl").write_text("\n".join(map(json.dumps, taught_rows())), encoding="utf-8")
     names = {"text": others / "corpus.jsonl", "jsonl": others / "asked.jsonl", "gsm8k": folder}
     names["teacher-rows"] = others / "rows.jsonl"
+    (others / "pairs.jsonl").write_text("\n".join(map(json.dumps, paired_rows())), encoding="utf-8")
+    names["preferences"] = others / "pairs.jsonl"
     return {task: str(path) for task, path in names.items()}
 
 
 @pytest.fixture(scope="module")
-def encoded(files):
+def encoded(files, tmp_path_factory):
     @cache
     def encode(written: str):
         settings = json.loads(written)
@@ -135,6 +149,10 @@ def encoded(files):
             settings |= {"tokenizer": {"train": "words", "thinking": thinking}}
         if not TASKS[task].whole_train:
             settings["train"] = 40
+        if taught := settings.get("format", {}).get("taught"):
+            taught["tokenizer"] = str(tmp_path_factory.mktemp("taught"))
+            other = validate(DataConfig, settings | {"tokenizer": {"train": "words"}})
+            save_tokenizer(build_tokenizer(other, build_task(other)), taught["tokenizer"])
         config = validate(DataConfig, settings)
         task = build_task(config)
         encoder = Encoder(build_tokenizer(config, task), config.format, context=24 if task.text else None)
@@ -157,7 +175,8 @@ def teacher(tmp_path_factory):
 
 
 def listens(stage: dict) -> bool:
-    return stage["method"]["name"] == "distill" and stage["method"]["weights"].get("kd", 1) > 0
+    method = stage["method"]
+    return method["name"] == "cross" or (method["name"] == "distill" and method["weights"].get("kd", 1) > 0)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -171,9 +190,10 @@ def test_a_stage_is_healthy(name, encoded, teacher):
     method_class = METHODS[stage["method"]["name"]]
     shape = SHAPES.get(stage["method"]["name"], {"scratch": SCRATCH})
     backbone = load_backbone(validate(BackboneConfig, shape), len(encoder.tokenizer))
+    read_with = encoder.tokenizer if encoder.taught is None else encoder.taught.teacher
     if stage["method"].get("int8"):  # what is frozen here was written by an earlier stage
         torch.nn.init.normal_(backbone.model.model.table.values)
-    settings = stage["method"] | ({"teacher": teacher(len(encoder.tokenizer))} if listens(stage) else {})
+    settings = stage["method"] | ({"teacher": teacher(len(read_with))} if listens(stage) else {})
     method = method_class(backbone, validate(method_class.Config, settings), encoder.markers())
     equip(method, batches.examples, encoder, task.scorer)
     train = validate(TrainConfig, stage["train"])

@@ -7,7 +7,20 @@ import os
 import typer
 
 from quietreasoning import __version__
-from quietreasoning.cli import data, export, look, migrate, push, results, score, talk, teacher, texts, train
+from quietreasoning.cli import (
+    data,
+    export,
+    index,
+    look,
+    migrate,
+    push,
+    results,
+    score,
+    talk,
+    teacher,
+    texts,
+    train,
+)
 
 # GNU OpenMP threads spin while they wait. Where another process takes a core, that makes small models three
 # times slower or worse; giving up early costs a few per cent when idle. Must be set before torch loads.
@@ -43,6 +56,7 @@ for _name, _command in COMMANDS.items():
 data.app.command("teacher")(teacher.teacher)
 data.app.command("texts")(texts.texts)
 app.add_typer(data.app, name="data")
+app.add_typer(index.app, name="index")
 
 
 def _version(wanted: bool) -> None:

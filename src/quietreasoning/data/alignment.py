@@ -51,17 +51,21 @@ class Tokens:
             ids, offsets = tokenise(tokenizer, text)
         else:
             offsets = decoded_offsets(tokenizer, ids, text)
-        vocabulary = tokenizer.get_vocab()
-        if lacking := [name for name in (*before, *after) if name not in vocabulary]:
-            raise UserError(f"the tokenizer has no token {lacking[0]!r}; name a special token that it has")
-        start, end = ([vocabulary[name] for name in names] for names in (before, after))
+        start, end = ([_id(tokenizer, name) for name in names] for names in (before, after))
         whole = (*start, *ids, *end)
         places = [(0, 0)] * len(start) + list(offsets) + [(len(text), len(text))] * len(end)
-        special = special_ids(tokenizer)
+        special, unk = special_ids(tokenizer), tokenizer.unk_token_id
         empty = {i for i, (first, last) in enumerate(places) if first == last and whole[i] in special}
-        unknown = {i for i, id in enumerate(whole) if id == tokenizer.unk_token_id and i not in empty}
+        unknown = {i for i, id in enumerate(whole) if id == unk and i not in empty}
         names = tuple(tokenizer.convert_ids_to_tokens(list(whole)))
         return cls(text, whole, places, frozenset(empty), frozenset(unknown), names)
+
+
+def _id(tokenizer: Any, name: str) -> int:
+    id = tokenizer.convert_tokens_to_ids(name)
+    if id is None or tokenizer.convert_ids_to_tokens(id) != name:  # an unknown name has the id of <unk>
+        raise UserError(f"the tokenizer has no token {name!r}; name a special token that it has")
+    return id
 
 
 @dataclass(frozen=True)

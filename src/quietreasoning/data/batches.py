@@ -20,6 +20,7 @@ from torch import Tensor
 
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Batch
+from quietreasoning.data.alignment import Coverage
 from quietreasoning.data.encoder import Encoded, Encoder
 from quietreasoning.data.example import Example
 from quietreasoning.data.tasks.base import digest
@@ -76,7 +77,15 @@ class Batches:
             sha.update(str(key).encode())
             for part in (encoded.prompt, encoded.steps, encoded.step_lengths, encoded.answer):
                 sha.update(part.tobytes())
+            sha.update(b"" if encoded.rejected is None else encoded.rejected.tobytes())
         return sha.hexdigest()
+
+    def coverage(self) -> Coverage | None:
+        """What a teacher's tokenizer and the student's have in common, on the rows encoded so far; None where
+        no such teacher reads them."""
+        if self.encoder.taught is None:
+            return None
+        return sum((row[1].taught.coverage for row in self._rows if row is not None), Coverage())
 
     def _place(self, positions: range) -> list[tuple[int, int]]:
         """(row, epoch) at each position of the endless sequence of epochs."""
@@ -121,6 +130,6 @@ def permutation(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def count_tokens(batch: Batch) -> int:
-    """Tokens in a batch: prompts, steps and answers, without padding."""
-    tensors: tuple[Tensor, ...] = (batch.prompt_BP, batch.steps_BKS, batch.answer_BA)
+    """Tokens in a batch: prompts, steps and answers, rejected ones too, without padding."""
+    tensors: tuple[Tensor, ...] = (batch.prompt_BP, batch.steps_BKS, batch.answer_BA, batch.rejected_BA)
     return int(sum(torch.count_nonzero(ids != IGNORE) for ids in tensors))

@@ -26,6 +26,9 @@ class SpanFormat(Settings):
     """The dialect of tool calls; any takes whichever an answer speaks."""
     grammar: bool = False
     """Also say which ids the grammar of a call allows at each of its tokens, by the declared schemas."""
+    direct_calls: int | None = Field(None, ge=1)
+    """Calls in one answer from which on a program would do instead: their openers are then told apart, for
+    the term direct_call. A row's `metadata.code_mode`, true or false, goes before. null = never."""
 
     @model_validator(mode="after")
     def _grammar_has_a_dialect(self) -> SpanFormat:
@@ -33,6 +36,47 @@ class SpanFormat(Settings):
             raise ValueError(
                 f"spans.grammar knows dialect json or hermes, not {self.dialect}; name one of them"
             )
+        return self
+
+
+class TaughtFormat(Settings):
+    """What a teacher with another tokenizer reads (method cross)."""
+
+    tokenizer: str | None = None
+    """Folder or hub id of the teacher's tokenizer; must be given before training."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    specials: dict[str, str | None] = {}
+    """Special tokens of the teacher -> the student's that stand for the same, null for none, beyond those of
+    the same name and begin and end of sequence."""
+    least: float = Field(0.3, ge=0, le=1)
+    """Refuse to train where a smaller share of the chunks is the same token in both vocabularies."""
+
+
+class HaltFormat(Settings):
+    """Where thinking should stop, from the rows' metadata (fields: `data/halt_targets.py`)."""
+
+    source: Literal["judge", "curriculum", "utility"] = "judge"
+    """judge: a judge's score after one thought; curriculum: a stage, and so a share of the thoughts; utility:
+    scores after every thought, less what these cost. A row that does not say enough has no target."""
+    max_loops: int = Field(2, ge=1)
+    """The most thoughts of a row that names none; judge and curriculum stop there at the latest."""
+    tier: Literal["Tier-1", "Tier-2", "Tier-3"] | None = None
+    """Of a row that names none: bounds its thoughts to 1, 2 or 3; null = no bound."""
+    high: float = 0.8
+    """judge: a score that stops at once."""
+    shrinking: float = Field(0.05, ge=0)
+    """judge: a gain below which another thought is not worth it."""
+    cost: float = Field(0.0, ge=0)
+    """utility: what a thought must add to the score to be worth having."""
+
+    @model_validator(mode="after")
+    def _belongs_to_the_source(self) -> HaltFormat:
+        for name, source in {"high": "judge", "shrinking": "judge", "cost": "utility"}.items():
+            if source != self.source and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"halt.{name} has no effect with halt.source={self.source}; set halt.source={source}"
+                )
         return self
 
 
@@ -54,6 +98,10 @@ class Format(Settings):
     """Text before the prompt, in a chat its system message, that a teacher alone reads (method bake)."""
     spans: SpanFormat | None = None
     """Tell the tokens of answers apart: tool names, arguments, syntax, repeated results, code; null = no."""
+    taught: TaughtFormat | None = None
+    """Also say what a teacher with another tokenizer reads (method cross); null = no."""
+    halt: HaltFormat | None = None
+    """Read from each row where thinking should stop, for method.halt.target=rows; null = no."""
     rationale: tuple[str, ...] = RATIONALE
     """Words that betray a visible chain, for methods that penalise them in answers; only those that are one
     token count."""
@@ -62,6 +110,12 @@ class Format(Settings):
     def _system_needs_chat(self) -> Format:
         if self.system is not None and not self.chat:
             raise ValueError("format.system has no effect without format.chat=true")
+        return self
+
+    @model_validator(mode="after")
+    def _a_teacher_reads_no_tags(self) -> Format:
+        if self.taught is not None and self.tags:
+            raise ValueError("format.tags writes tokens that format.taught does not align; drop one of them")
         return self
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quietreasoning.config import UserError
-from quietreasoning.contract import IGNORE
-from quietreasoning.data.alignment import Coverage, Tokens, align
+from quietreasoning.data.alignment import Alignment, Coverage, Tokens, align
 from quietreasoning.data.padding import pad_right
 from quietreasoning.data.token_text import id_map, same_roles
-from quietreasoning.losses.cross_vocabulary import Chunks, SharedIds
+from quietreasoning.losses.cross_vocabulary import Chunks, SharedIds, following
 
 LEAST = 0.3  # share of chunks that must be the same token in both vocabularies
 
@@ -34,6 +33,14 @@ class CrossTargets:
     student_BS: Tensor
     chunks: Chunks
     coverage: Coverage
+
+
+class Paired(NamedTuple):
+    """One text as both write it."""
+
+    taught: Tokens
+    student: Tokens
+    alignment: Alignment
 
 
 class Crossing:
@@ -58,6 +65,15 @@ class Crossing:
         size = max(self.student.get_vocab().values()) + 1
         return SharedIds(torch.from_numpy(self.student_of_V), size)
 
+    def read(self, text: str, sampled: Sequence[int] | None = None, *, ends: bool = False) -> Paired:
+        """A text as both write it, with the end of sequence where it `ends`. sampled: the student's ids,
+        where it wrote them itself; UserError where they do not decode to the text."""
+        sides = (self.teacher, None), (self.student, sampled)
+        taught, student = (
+            Tokens.of(side, text, ids, after=[side.eos_token] if ends else []) for side, ids in sides
+        )
+        return Paired(taught, student, align(taught, student, self.student_of_V))
+
     def targets(
         self,
         pairs: Sequence[tuple[str, str]],
@@ -67,33 +83,28 @@ class Crossing:
         """(prompt, answer) -> ids of both and chunks of the answers, each with its end of sequence.
 
         Prompt and answer are encoded one by one, each tokenizer with its own begin of sequence. sampled: the
-        student's ids of the answers, where it wrote them itself; without end of sequence. UserError where
-        fewer than `least` of all chunks are the same token, with what to do instead, and where sampled ids
-        do not decode to their answer.
+        student's ids of the answers, without end of sequence. UserError where fewer than `least` of all
+        chunks are the same token, with what to do instead, and as `read`.
         """
-        sides = (self.teacher, self.student)
         rows: tuple[list, list] = ([], [])
-        found, starts, coverage = [], [], Coverage()
+        ranges: tuple[list, list] = ([], [])
+        coverage = Coverage()
         for row, (prompt, answer) in enumerate(pairs):
-            before = [_prompt(tokenizer, prompt) for tokenizer in sides]
-            given = (None, sampled[row] if sampled is not None else None)
-            written = [
-                Tokens.of(tokenizer, answer, ids, after=[tokenizer.eos_token])
-                for tokenizer, ids in zip(sides, given, strict=True)
-            ]
-            alignment = align(*written, self.student_of_V)
-            coverage += alignment.coverage
-            found.append(alignment)
-            starts.append([len(ids) for ids in before])
-            for side in (0, 1):
-                rows[side].append(np.array([*before[side], *written[side].ids], np.int32))
+            pair = self.read(answer, None if sampled is None else sampled[row], ends=True)
+            coverage += pair.alignment.coverage
+            sides = (self.teacher, pair.taught), (self.student, pair.student)
+            places_2 = pair.alignment.taught_C2, pair.alignment.student_C2
+            for side, (tokenizer, written) in enumerate(sides):
+                before = _prompt(tokenizer, prompt)
+                rows[side].append(np.array([*before, *written.ids], np.int32))
+                ranges[side].append(places_2[side] + len(before) - 1)
         coverage.require(least)
         taught_BT, student_BS = pad_right(rows[0]), pad_right(rows[1])
-        chunks = Chunks(
-            _rows([a.taught_C2 for a in found], [s[0] for s in starts], taught_BT.shape[1]),
-            _rows([a.student_C2 for a in found], [s[1] for s in starts], student_BS.shape[1]),
-            _next(taught_BT),
-            _next(student_BS),
+        chunks = Chunks.of(
+            _flat(ranges[0], taught_BT.shape[1]),
+            _flat(ranges[1], student_BS.shape[1]),
+            following(taught_BT),
+            following(student_BS),
         )
         return CrossTargets(taught_BT, student_BS, chunks, coverage)
 
@@ -109,19 +120,7 @@ def _prompt(tokenizer: Any, prompt: str) -> list[int]:
     return ids
 
 
-def _rows(ranges: Sequence[NDArray[np.int64]], starts: Sequence[int], width: int) -> Tensor:
-    """[first, end) of the answer's tokens -> rows of flattened logits that predict them [C, K]."""
-    offsets = [b * width + start - 1 for b, start in enumerate(starts)]
-    whole_C2 = np.concatenate([r + o for r, o in zip(ranges, offsets, strict=True)]) if ranges else None
-    if whole_C2 is None or not len(whole_C2):
-        return torch.full((0, 1), -1)
-    count_C1 = np.diff(whole_C2)
-    place_K = np.arange(count_C1.max())
-    rows_CK = np.where(place_K < count_C1, whole_C2[:, :1] + place_K, -1)
-    return torch.from_numpy(rows_CK)
-
-
-def _next(ids_BT: Tensor) -> Tensor:
-    """The id after each, flattened; 0 after the last and where there is padding, which no chunk reads."""
-    following_BT = torch.cat([ids_BT[:, 1:], torch.full_like(ids_BT[:, :1], IGNORE)], 1)
-    return following_BT.clamp(min=0).flatten()
+def _flat(ranges: Sequence[NDArray[np.int64]], width: int) -> Tensor:
+    """[first, end) of the logits in each row -> in all rows one behind the other [C, 2]."""
+    moved = [range_C2 + row * width for row, range_C2 in enumerate(ranges)]
+    return torch.from_numpy(np.concatenate([np.zeros((0, 2), np.int64), *moved]))

@@ -19,10 +19,13 @@ from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Batch, Markers
 from quietreasoning.data.config import Format
 from quietreasoning.data.example import Example
-from quietreasoning.data.padding import Ids, pad_left, pad_right, pad_steps
+from quietreasoning.data.halt_targets import halt_field
+from quietreasoning.data.padding import Ids, pad_known, pad_left, pad_right, pad_steps
+from quietreasoning.data.prompts import Prompts
 from quietreasoning.data.results import result_tokens
 from quietreasoning.data.spans.answer import AnswerReader, AnswerTokens, padded
 from quietreasoning.data.tasks.base import digest
+from quietreasoning.data.taught import Taught, TaughtReader, taught_fields
 from quietreasoning.data.thinking import plain_ids, thinking_ids
 
 _ANSWER = "\0"  # in place of a result: the text is an answer
@@ -42,6 +45,10 @@ class Encoded:
     rare: int = IGNORE  # 1: the answer is a long-tail fact, 0: a popular one
     instructed: Ids | None = None  # the prompt under `format.instruction`, where there is one
     tokens: AnswerTokens | None = None  # what the answer's are, under `format.spans`
+    taught: Taught | None = None  # what a teacher with another tokenizer reads, under `format.taught`
+    rejected: Ids | None = None  # another answer, which is not wanted, with the end of sequence
+    rejected_classes: Ids | None = None  # Kind of its tokens, under `format.spans`
+    halt: tuple[int, int] | None = None  # where thinking should stop, under `format.halt`
 
 
 class Encoder:
@@ -64,8 +71,8 @@ class Encoder:
         self.context = context
         self._parts: dict[tuple[str, str], tuple[Ids, Ids]] = {}
         self._reader = AnswerReader(tokenizer, self.format.spans) if self.format.spans else None
-        start = tokenizer("", add_special_tokens=True).input_ids[:1]
-        self._start = start if start == [tokenizer.bos_token_id] else []
+        self.taught = TaughtReader(tokenizer, self.format) if self.format.taught else None
+        self._prompts = Prompts(tokenizer, self.format)
         self._eos, self._unknown = tokenizer.eos_token_id, tokenizer.unk_token_id
         self._prefix = tuple(self._ids([self.format.answer_prefix])[0])
         self._thinking = thinking_ids(tokenizer)
@@ -74,8 +81,6 @@ class Encoder:
     def _check_format(self) -> None:
         if self._eos is None:
             raise UserError("the tokenizer has no end-of-sequence token; set eos_token in its settings")
-        if self.format.chat and not self.tokenizer.chat_template:
-            raise UserError("format.chat=true, but the tokenizer has no chat template; set format.chat=false")
         if not self._prefix:
             raise UserError(f"format.answer_prefix={self.format.answer_prefix!r} is no token; use a word")
         if self._unknown in self._prefix:
@@ -96,7 +101,8 @@ class Encoder:
             )
 
     def markers(self) -> Markers:
-        return Markers(self._prefix, self._eos, self._rationale(), self._thinking)
+        openers = () if self._reader is None else self._reader.openers
+        return Markers(self._prefix, self._eos, self._rationale(), self._thinking, openers)
 
     def _rationale(self) -> tuple[int, ...]:
         """Words of `format.rationale` that are one known token, bare or after a space."""
@@ -113,7 +119,11 @@ class Encoder:
             return [self._window(example) for example in examples]
         self._learn(examples)
         pairs = self._both_ids(examples)
-        return [self._assemble(example, *ids) for example, ids in zip(examples, pairs, strict=True)]
+        taught = [None] * len(examples) if self.taught is None else self.taught.rows(examples)
+        return [
+            self._assemble(example, *ids, said)
+            for example, ids, said in zip(examples, pairs, taught, strict=True)
+        ]
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """The examples as one batch, outside of training."""
@@ -130,19 +140,14 @@ class Encoder:
                     f"document {document.id} holds {self.tokenizer.eos_token!r}, this tokenizer's end of "
                     "sequence, as a word; remove it, or use data.tokenizer.train=bpe"
                 )
-        return [np.array([*self._start, *ids, self._eos], dtype=np.int32) for ids in found]
+        return [np.array([*self._prompts.start, *ids, self._eos], dtype=np.int32) for ids in found]
 
     def prompt_ids(self, prompts: Sequence[str], instruction: str | None = None) -> list[Ids]:
         """Ids of each prompt with its suffix, or in the chat template; no limit is checked.
 
         instruction: stands before the prompt, in a chat as the system message.
         """
-        if self.format.chat:
-            texts = [self._chat(prompt, instruction) for prompt in prompts]
-            return [np.array(ids, dtype=np.int32) for ids in self._ids(texts)]
-        before = "" if instruction is None else instruction
-        texts = [before + prompt + self.format.prompt_suffix for prompt in prompts]
-        return [np.array(self._start + ids, dtype=np.int32) for ids in self._ids(texts)]
+        return self._prompts.ids(prompts, instruction)
 
     def _both_ids(self, examples: Sequence[Example]) -> list[tuple[Ids, Ids | None]]:
         """Ids of each prompt, and of the prompt under the instruction where the format has one."""
@@ -198,10 +203,11 @@ class Encoder:
 
     def _length(self, example: Example, prompt: Ids, instructed: Ids | None) -> int:
         """Tokens of the prompt, the longer one, with steps, answer prefix, answer and end of sequence."""
-        parts = [*zip(example.steps, example.results, strict=True), (example.answer, _ANSWER)]
+        steps = sum(len(self._parts[part][0]) for part in zip(example.steps, example.results, strict=True))
+        answer = max(len(self._parts[text, _ANSWER][0]) for text in example.answers)
         longest = max(len(prompt), 0 if instructed is None else len(instructed))
         tags = 2 if self.format.tags and example.steps else 0
-        return longest + tags + sum(len(self._parts[part][0]) for part in parts) + len(self._prefix) + 1
+        return longest + tags + steps + answer + len(self._prefix) + 1
 
     def _fits(self, prompt_length: int, length: int) -> bool:
         if self.max_prompt_tokens is not None and prompt_length > self.max_prompt_tokens:
@@ -221,18 +227,15 @@ class Encoder:
             answer_BA=pad_right([row.answer for row in rows]),
             rare_B=torch.tensor([row.rare for row in rows], dtype=torch.int64),
             instructed_BP=None if rows[0].instructed is None else pad_left([row.instructed for row in rows]),
+            rejected_BA=pad_known([row.rejected for row in rows]),
+            halt_B2=None if rows[0].halt is None else torch.tensor([row.halt for row in rows]),
+            rejected_classes_BA=pad_known([row.rejected_classes for row in rows]),
             **padded([row.tokens for row in rows]),
+            **taught_fields([row.taught for row in rows]),
         )
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False).input_ids
-
-    def _chat(self, prompt: str, instruction: str | None) -> str:
-        messages = [{"role": "user", "content": prompt}]
-        system = self.format.system if instruction is None else instruction
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
-        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def _learn(self, examples: Sequence[Example]) -> None:
         """Encode the steps and answers not met before, all in one call."""
@@ -243,8 +246,9 @@ class Encoder:
             for part in zip(example.steps, example.results, strict=True):
                 if part not in self._parts:
                     new[part] = part[0] + self.format.step_suffix
-            if (example.answer, _ANSWER) not in self._parts:
-                new[(example.answer, _ANSWER)] = " " + example.answer
+            for text in example.answers:
+                if (text, _ANSWER) not in self._parts:
+                    new[text, _ANSWER] = " " + text
         if not new:
             return
         batch = self.tokenizer(list(new.values()), add_special_tokens=False, return_offsets_mapping=True)
@@ -253,10 +257,12 @@ class Encoder:
             whole = np.array(ids, dtype=np.int32)
             self._parts[text, result] = (whole, whole[inside] if inside else whole[:0])
 
-    def _assemble(self, example: Example, prompt: Ids, instructed: Ids | None) -> Encoded:
+    def _assemble(
+        self, example: Example, prompt: Ids, instructed: Ids | None, taught: Taught | None
+    ) -> Encoded:
         parts = [self._parts[part] for part in zip(example.steps, example.results, strict=True)]
-        answer = self._parts[example.answer, _ANSWER][0]
-        self._check_answer(example, answer)
+        answers = [self._answer(example, text) for text in example.answers]
+        reads = self._reader is not None and example.rejected is not None
         steps, empty = [ids for ids, _ in parts], prompt[:0]
         if self.format.tags and steps:
             steps[0] = np.insert(steps[0], 0, self._thinking[0])
@@ -267,10 +273,14 @@ class Encoder:
             step_lengths=np.array([len(ids) for ids in steps], dtype=np.int32),
             results=np.concatenate([ids for _, ids in parts]) if parts else empty,
             result_lengths=np.array([len(ids) for _, ids in parts], dtype=np.int32),
-            answer=np.append(answer, np.int32(self._eos)),
+            answer=answers[0],
             rare=int(example.meta.get("rare", IGNORE)),
             instructed=instructed,
+            taught=taught,
             tokens=None if self._reader is None else self._reader.read(example),
+            halt=None if self.format.halt is None else halt_field(example, self.format.halt),
+            rejected=None if example.rejected is None else answers[1],
+            rejected_classes=self._reader.read_rejected(example) if reads else None,
         )
         length = self._length(example, prompt, instructed)
         if len(prompt) == 0 or not self._fits(len(prompt), length):
@@ -294,11 +304,14 @@ class Encoder:
         none = ids[:0]
         return Encoded(ids, none, none, none, none, none)
 
-    def _check_answer(self, example: Example, answer: Ids) -> None:
+    def _answer(self, example: Example, text: str) -> Ids:
+        """Ids of one of its answers, with the end of sequence."""
+        answer = self._parts[text, _ANSWER][0]
         if len(answer) == 0:
             raise UserError(f"example {example.id} has an empty answer; check the fields of its file")
         if self._unknown is not None and self._unknown in answer:
             raise UserError(
-                f"example {example.id}: its answer '{example.answer}' holds words that the tokenizer does "
+                f"example {example.id}: its answer '{text}' holds words that the tokenizer does "
                 "not know; train it on this task, or use tokenizer.train=bpe"
             )
+        return np.append(answer, np.int32(self._eos))

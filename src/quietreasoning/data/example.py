@@ -19,6 +19,7 @@ class Example:
     answer: str
     meta: Mapping[str, Any] = field(default_factory=dict)  # at least "num_steps"; task-specific facts
     ids: Sequence[int] | None = field(default=None, compare=False)  # a window of running text, as tokens
+    rejected: str | None = None  # an answer that is not wanted; a task gives one to all rows or to none
 
     def __post_init__(self) -> None:
         if len(self.results) != len(self.steps):
@@ -28,3 +29,8 @@ class Example:
             )
         meta = {"num_steps": len(self.steps), **self.meta}
         object.__setattr__(self, "meta", MappingProxyType(meta))
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The wanted answer, then the rejected one if there is one."""
+        return (self.answer,) if self.rejected is None else (self.answer, self.rejected)

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 
 from quietreasoning.config import UserError, suggest
+from quietreasoning.contract import IGNORE
+from quietreasoning.data.config import HaltFormat
+from quietreasoning.data.example import Example
 from quietreasoning.losses.hazard import curriculum_step, utility_target
 
 HIGH = 0.8  # a score that halts at once
@@ -119,24 +122,50 @@ def halt_target(
     *,
     max_loops: int = 2,
     tier: str | None = None,
+    high: float = HIGH,
+    shrinking: float = SHRINKING,
     cost: float = 0.0,
 ) -> HaltTarget | None:
     """A row's target by one source: "curriculum", "judge" or "utility"; None where it does not say enough.
 
     Reads `max_loops`, `tier`, `curriculum_stage`, `loop_index`, `judge_score`, `prev_score`, `scores` and
     `costs`; max_loops and tier are for rows that name none. The tier bounds the loops, and scores beyond them
-    are not looked at. UserError for another source.
+    are not looked at. UserError for another source, and for a field that is no number.
     """
+    _check(metadata)
     loops = bounded_loops(int(metadata.get("max_loops") or max_loops), metadata.get("tier", tier))
     if source == "curriculum":
         return curriculum_target(metadata.get("curriculum_stage"), loops)
     if source == "judge":
         loop = metadata.get("loop_index")
         within = None if loop is None else min(loop, loops)
-        return judge_target(within, loops, metadata.get("judge_score"), metadata.get("prev_score"))
+        scores = metadata.get("judge_score"), metadata.get("prev_score")
+        return judge_target(within, loops, *scores, high=high, shrinking=shrinking)
     if source == "utility":
         scores, costs = metadata.get("scores"), metadata.get("costs")
         return utility_step((scores or [])[:loops], cost, costs and costs[:loops])
     raise UserError(
         f"halt source {source!r} is unknown. {suggest(source, ('curriculum', 'judge', 'utility'))}"
     )
+
+
+def halt_field(example: Example, config: HaltFormat) -> tuple[int, int]:
+    """A row of `Batch.halt_B2`: a step and whether it halts; IGNORE twice where the row does not say enough.
+    UserError, with the example, where its metadata cannot be read."""
+    try:
+        target = halt_target(example.meta.get("metadata") or {}, **config.model_dump())
+    except UserError as error:
+        raise UserError(f"example {example.id}: its metadata: {error}") from None
+    return (IGNORE, IGNORE) if target is None else (target.step, int(target.halts))
+
+
+def _check(metadata: Mapping[str, Any]) -> None:
+    for name in ("max_loops", "loop_index", "curriculum_stage"):
+        value = metadata.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise UserError(f"{name}={value!r:.40} is no count; give 0, 1, 2, ...")
+    for name in ("judge_score", "prev_score", "scores", "costs"):
+        value = metadata.get(name)
+        listed = value if name in ("scores", "costs") and isinstance(value, list | tuple) else [value]
+        if value is not None and any(isinstance(x, bool) or not isinstance(x, int | float) for x in listed):
+            raise UserError(f"{name}={value!r:.40} is no number; give one, or a list to scores and costs")

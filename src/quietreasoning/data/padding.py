@@ -27,6 +27,11 @@ def pad_right(rows: Sequence[Ids]) -> Tensor:
     return _fill(rows, np.arange(lengths.max(initial=0)) < lengths[:, None])
 
 
+def pad_known(rows: Sequence[Ids | None]) -> Tensor | None:
+    """As `pad_right`; None for rows that have none of it."""
+    return None if rows[0] is None else pad_right([row for row in rows if row is not None])
+
+
 def pad_steps(rows: Sequence[Ids], lengths: Sequence[Ids], num_steps: int) -> Tensor:
     """Rows of concatenated steps, with one length a step, to (B, K, S) int64, IGNORE on the right."""
     lengths_BK = np.zeros((len(rows), num_steps), dtype=np.int64)

@@ -76,7 +76,7 @@ def texts(config: DataConfig, task: Task) -> Iterator[str]:
     for example in task.split("train", config.train)[: config.tokenizer.examples]:
         yield example.prompt + form.prompt_suffix
         yield from (step + form.step_suffix for step in example.steps)
-        yield f"{form.answer_prefix} {example.answer}"
+        yield from (f"{form.answer_prefix} {answer}" for answer in example.answers)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:

@@ -1,4 +1,5 @@
-"""Beside the accuracy of tool calls: how they parse, whether they are valid, which tool, which arguments."""
+"""Beside the accuracy of tool calls: how they parse, whether they are valid, which tool, which arguments;
+and whether a program was written where one was due."""
 
 from __future__ import annotations
 
@@ -6,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from quietreasoning.data.example import Example
+from quietreasoning.data.spans.code import code_spans
 from quietreasoning.evaluate.tool_scores import read_calls, tool_rates
 
+FORMS = ("adoption", "over_use")
 NAMES = ("parses", "valid", "tool", "argument_f1", "exact", "over_calling", "declined")
 
 
@@ -20,12 +23,25 @@ def call_figures(texts: Sequence[str], examples: Sequence[Example]) -> dict[str,
     """
     pairs = [(text, _told(row)) for text, row in zip(texts, examples, strict=True) if row.meta.get("tools")]
     rates = tool_rates([text for text, _ in pairs], [row for _, row in pairs])
-    counted = [name for name in NAMES if rates[name][1]]
-    if not counted:
+    return _counted({name: rates[name] for name in NAMES})
+
+
+def form_figures(texts: Sequence[str], examples: Sequence[Example]) -> dict[str, dict[str, float]]:
+    """As `call_figures`, of rows of task `programs`: adoption, the share of texts with a program in a fence
+    where one was due; over_use, the share where none was."""
+    found: dict[str, list[bool]] = {name: [] for name in FORMS}
+    for text, row in zip(texts, examples, strict=True):
+        found[FORMS[not row.meta["metadata"]["code_mode"]]].append(bool(code_spans(text)))
+    return _counted({name: (sum(each), len(each)) for name, each in found.items()})
+
+
+def _counted(rates: Mapping[str, tuple[float, int]]) -> dict[str, dict[str, float]]:
+    known = {name: rate for name, rate in rates.items() if rate[1]}
+    if not known:
         return {}
     return {
-        "figures": {name: rates[name][0] / rates[name][1] for name in counted},
-        "figure_rows": {name: rates[name][1] for name in counted},
+        "figures": {name: total / rows for name, (total, rows) in known.items()},
+        "figure_rows": {name: rows for name, (_, rows) in known.items()},
     }
 
 

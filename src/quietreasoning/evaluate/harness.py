@@ -25,7 +25,7 @@ from quietreasoning.evaluate.asking import (
     time_alone,
 )
 from quietreasoning.evaluate.calibration import trust
-from quietreasoning.evaluate.call_figures import call_figures
+from quietreasoning.evaluate.call_figures import call_figures, form_figures
 from quietreasoning.evaluate.compare import compare_all, verdicts
 from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.evaluate.constrained import Constraint
@@ -175,7 +175,8 @@ class _Findings:
         return [score(text, example) for text, example in zip(texts, self.examples, strict=True)]
 
     def _figures(self, texts: Sequence[str]) -> dict[str, dict[str, float]]:
-        return call_figures(texts, self.examples) if self.scorer == "call" else {}
+        figures = {"call": call_figures, "program": form_figures}.get(self.scorer)
+        return {} if figures is None else figures(texts, self.examples)
 
     def _add(
         self,

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable
 from fractions import Fraction
 
 from quietreasoning.data.example import Example
 from quietreasoning.data.spans.dialects import parse_any
+from quietreasoning.evaluate.code_mode.trial import tried
 from quietreasoning.evaluate.sandbox import Limits, run
+from quietreasoning.evaluate.spelling import normalise, strip_fence
 from quietreasoning.evaluate.tool_scores import MAX_CHARACTERS, asks_call, exact_call, same_calls, valid_call
 
 NUMBER = re.compile(
@@ -23,7 +24,6 @@ NUMBER = re.compile(
         (?:\s*/\s*(?P<divisor>[0-9]+)(?![.,]?[0-9]))?""",
     re.VERBOSE,
 )
-FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 MAX_DIGITS = 400
 LIMITS = Limits()
 
@@ -89,6 +89,12 @@ def turn(text: str, example: Example) -> bool:
     return not parsed.faults and fits and same_calls(made, gold)
 
 
+def program(text: str, example: Example) -> bool:
+    """A program in a fence, run over the tools of the example (task `programs`), says the value asked for;
+    plain calls are those that find it."""
+    return tried(text, example).success
+
+
 def _complete(prefix: str, source: str, entry: str | None) -> str:
     """Prefix and text as one program. The prefix stays in any case: it holds the imports."""
     if entry is not None and re.search(rf"^def {re.escape(entry)}\b", source, re.MULTILINE):
@@ -105,11 +111,6 @@ def _prints(source: str, stdin: str, stdout: str, limits: Limits) -> bool:
 
 def _lines(text: str) -> list[list[str]]:
     return [line.split() for line in text.strip().splitlines()]
-
-
-def normalise(text: str) -> str:
-    words = " ".join(unicodedata.normalize("NFC", text).split())
-    return words[:-1].rstrip() if words.endswith(".") else words
 
 
 def number(text: str) -> Fraction | None:
@@ -136,16 +137,11 @@ def number(text: str) -> Fraction | None:
     return None
 
 
-def strip_fence(text: str) -> str:
-    """The first fenced code block of a text, or the text."""
-    match = FENCE.search(text)
-    return match[1] if match else text
-
-
 SCORERS: dict[str, Callable[[str, Example], bool]] = {
     "exact": exact,
     "numeric": numeric,
     "code": code,
     "call": call,
     "turn": turn,
+    "program": program,
 }

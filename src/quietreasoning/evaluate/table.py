@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from quietreasoning.evaluate.call_figures import NAMES
+from quietreasoning.evaluate.call_figures import FORMS, NAMES
 from quietreasoning.evaluate.rows import Row, arm_name, pool
 
 
@@ -55,7 +55,7 @@ def figures_table(rows: Iterable[Row]) -> Table | None:
     pooled = [row for row in pool(rows) if row["kind"] != "text" and row["figures"]]
     if not pooled:
         return None
-    names = [name for name in NAMES if any(name in row["figures"] for row in pooled)]
+    names = [name for name in (*NAMES, *FORMS) if any(name in row["figures"] for row in pooled)]
     made = Table(
         box=box.SIMPLE_HEAD, padding=(0, 0, 0, 0), collapse_padding=True, show_edge=False, pad_edge=False
     )

@@ -2,23 +2,23 @@
 list.
 
 A text is read whole, as JSON and nothing else. One that is neither an object nor a list of objects scores 0
-everywhere and never raises: NaN and infinities, a key that stands twice in an object, numbers beyond what
-Python reads, more than MAX_CHARACTERS characters or MAX_BRACKETS opening brackets are no JSON here. Calls of
-one text are matched to the gold ones in any order; the order within an array counts for `exact` alone.
+everywhere and never raises: what `evaluate/rules/json_text.py` refuses (NaN and infinities, a key that stands
+twice in an object, numbers and nesting without end), more than MAX_CHARACTERS characters or MAX_BRACKETS
+opening brackets are no JSON here. Calls of one text are matched to the gold ones in any order; the order
+within an array counts for `exact` alone.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from quietreasoning.data.example import Example
+from quietreasoning.evaluate.rules.json_text import JsonFault, read_json
 
 MAX_CHARACTERS = 20_000
-MAX_BRACKETS = 128  # so nothing is nested deeper
+MAX_BRACKETS = 128
 
 Calls = Sequence[Mapping[str, Any]]
 
@@ -60,8 +60,8 @@ def read_calls(text: str) -> tuple[dict[str, Any], ...] | None:
     if len(text) > MAX_CHARACTERS or text.count("{") + text.count("[") > MAX_BRACKETS:
         return None
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_refused)
-    except (ValueError, RecursionError):
+        value = read_json(text, fenced=False).value
+    except JsonFault:
         return None
     objects = value if isinstance(value, list) else [value]
     return tuple(objects) if objects and all(isinstance(one, dict) for one in objects) else None
@@ -205,21 +205,3 @@ def _kind(value: Any) -> str:
     if value is None:
         return "null"
     return "object" if isinstance(value, Mapping) else "array"
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise ValueError(f"{text} is too large")
-    return number
-
-
-def _refused(text: str) -> float:
-    raise ValueError(f"{text} is no JSON")

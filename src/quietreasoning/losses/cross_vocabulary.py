@@ -47,11 +47,24 @@ class Chunks:
     taught_next_N: Tensor
     student_next_M: Tensor
 
+    @classmethod
+    def of(
+        cls, taught_C2: Tensor, student_C2: Tensor, taught_next_N: Tensor, student_next_M: Tensor
+    ) -> Chunks:
+        """From [first, end) of the rows of each chunk, of both sides."""
+        return cls(_counted(taught_C2), _counted(student_C2), taught_next_N, student_next_M)
+
     def __len__(self) -> int:
         return len(self.taught_CK)
 
     def only(self, kept_C: Tensor) -> Chunks:
         return replace(self, taught_CK=self.taught_CK[kept_C], student_CL=self.student_CL[kept_C])
+
+    def same(self, shared: SharedIds) -> Tensor:
+        """Which are one token on both sides, and the same one, [C]."""
+        first = self.taught_next_N[self.taught_CK[:, 0]], self.student_next_M[self.student_CL[:, 0]]
+        single_C = (self.taught_CK[:, 1:] < 0).all(1) & (self.student_CL[:, 1:] < 0).all(1)
+        return single_C & (shared.student_of_V[first[0]] == first[1])
 
     def to(self, device: torch.device | str) -> Chunks:
         return Chunks(*(getattr(self, field.name).to(device) for field in fields(self)))
@@ -118,7 +131,7 @@ def cross_vocabulary(
     teacher_NV, student_MU = shared.cut(teacher_NV.detach(), student_MU)
     weight_C = _weights(chunks, weight_M, student_MU)
     chunks, weight_C = chunks.only(weight_C != 0), weight_C[weight_C != 0]
-    same_C = _same(chunks, shared)
+    same_C = chunks.same(shared)
     rows = chunks.taught_CK[same_C, 0], chunks.student_CL[same_C, 0]
     exact_S, rest_S = by_ids(teacher_NV[rows[0]], student_MU[rows[1]], shared, choice)
     events = (
@@ -185,11 +198,16 @@ def _sorted_distance(p_NR: Tensor, q_NS: Tensor) -> Tensor:
     return (p_NX - q_NX).abs().sum(-1)
 
 
-def _same(chunks: Chunks, shared: SharedIds) -> Tensor:
-    """Chunks that are one token on both sides, and the same one, [C]."""
-    first = chunks.taught_next_N[chunks.taught_CK[:, 0]], chunks.student_next_M[chunks.student_CL[:, 0]]
-    single_C = (chunks.taught_CK[:, 1:] < 0).all(1) & (chunks.student_CL[:, 1:] < 0).all(1)
-    return single_C & (shared.student_of_V[first[0]] == first[1])
+def following(ids_BT: Tensor) -> Tensor:
+    """The id after each, flattened; 0 after the last and where there is padding, which no chunk reads."""
+    return pad(ids_BT[:, 1:], (0, 1)).clamp(min=0).flatten()
+
+
+def _counted(range_C2: Tensor) -> Tensor:
+    """[first, end) -> first, first + 1, ... [C, K], -1 from `end` on."""
+    longest = int((range_C2[:, 1] - range_C2[:, 0]).max()) if len(range_C2) else 1
+    place_CK = range_C2[:, :1] + torch.arange(longest, device=range_C2.device)
+    return torch.where(place_CK < range_C2[:, 1:], place_CK, -1)
 
 
 def _weights(chunks: Chunks, weight_M: Tensor | None, like: Tensor) -> Tensor:

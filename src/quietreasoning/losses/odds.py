@@ -2,7 +2,7 @@
 
 Each of the two keeps its digits where the other is near 0, which one alone cannot: in fp32 a probability of
 1 - e^-20 is 1, and log (1 - p) would be -inf.
-Shapes: `...` is any, V vocabulary.
+Shapes: `...` is any, N positions, D width, J ids, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from quietreasoning.losses.divergence import Head
 from quietreasoning.losses.rows import statistic
 
 RARE, SMALL = -12.0, 1e-3  # below them the first terms of a series are exact to fp64's digits
@@ -44,10 +46,32 @@ def said(logits_V: Tensor, ids: Tensor) -> Event:
     With z = its logit - logsumexp of all others, log p = log sigmoid(z), log (1 - p) = log sigmoid(-z): both
     exact for any z, which a log p of 0 is not. The vocabulary must have two ids at least.
     """
-    logits_V, ids_1 = statistic(logits_V), ids[..., None]
-    own = logits_V.gather(-1, ids_1)[..., 0]
-    z = own - logits_V.scatter(-1, ids_1, -math.inf).logsumexp(-1)
+    return said_one_of(logits_V, ids[..., None])
+
+
+def said_one_of(logits_V: Tensor, ids_J: Tensor) -> Event:
+    """That the next token is one of the ids [..., J], no two alike and not all there are; as `said`."""
+    logits_V = statistic(logits_V)
+    own = logits_V.gather(-1, ids_J).logsumexp(-1)
+    z = own - logits_V.scatter(-1, ids_J, -math.inf).logsumexp(-1)
     return Event(F.logsigmoid(z), F.logsigmoid(-z))
+
+
+def heard(hidden_ND: Tensor, head: Head, ids_J: Tensor, *, chunk: int = 1024) -> Event:
+    """That each state is followed by one of the ids [J]: two columns [N].
+
+    Beyond `chunk` rows the logits are made again in the backward, so no more than a chunk's are ever held.
+    """
+
+    def part(hidden_CD: Tensor) -> Event:
+        return said_one_of(head(hidden_CD), ids_J.expand(len(hidden_CD), -1))
+
+    whole = len(hidden_ND) <= chunk or not torch.is_grad_enabled()
+    parts = [
+        part(rows_CD) if whole else checkpoint(part, rows_CD, use_reentrant=False)
+        for rows_CD in hidden_ND.split(chunk)
+    ]
+    return Event(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def any_of(events: Event, counted: Tensor | None = None) -> Event:

@@ -5,10 +5,12 @@ from quietreasoning.methods.bake import Bake
 from quietreasoning.methods.compressor import StateCompressor
 from quietreasoning.methods.continuous import Continuous
 from quietreasoning.methods.cot import ChainOfThought
+from quietreasoning.methods.cross import Cross
 from quietreasoning.methods.distill import Distill
 from quietreasoning.methods.lm import LanguageModel
 from quietreasoning.methods.pause import Pause
 from quietreasoning.methods.plain import Plain
+from quietreasoning.methods.prefer import Prefer
 from quietreasoning.methods.reasoner import RecursiveReasoner
 from quietreasoning.methods.recursion import Recursion
 from quietreasoning.methods.slots import Slots
@@ -29,4 +31,6 @@ METHODS: dict[str, type[Method]] = {
     "bake": Bake,
     "thoughts": Thinker,
     "distill": Distill,
+    "cross": Cross,
+    "prefer": Prefer,
 }

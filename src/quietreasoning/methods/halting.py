@@ -11,8 +11,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from quietreasoning.config import Settings
-from quietreasoning.contract import Term
+from quietreasoning.config import Settings, UserError
+from quietreasoning.contract import IGNORE, Batch, Term
 from quietreasoning.losses.hazard import (
     curriculum_step,
     first_above,
@@ -21,6 +21,7 @@ from quietreasoning.losses.hazard import (
     utility_target,
 )
 
+ROW = "halt_row"  # a row that says where to stop
 ONLY_FOR = {"cost": "utility", "temperature": "utility", "stage": "curriculum"}
 
 
@@ -29,9 +30,9 @@ class HaltSettings(Settings):
 
     weight: float = Field(1.0, ge=0)
     """Likelihood of the step to stop at; 0 keeps the head as it is and stops by it."""
-    target: Literal["utility", "curriculum"] = "utility"
-    """Where to stop: the best p(answer) less cost, which reads the answer after every thought; or a fixed
-    share of the thoughts."""
+    target: Literal["utility", "curriculum", "rows"] = "utility"
+    """Where to stop: the best p(answer) less cost, which reads the answer after every thought; a fixed share
+    of the thoughts; or where each row says (data.format.halt), and nowhere of rows that do not say."""
     cost: float = Field(0.02, ge=0)
     """utility: what a thought must add to the answer's probability to be worth having."""
     temperature: float = Field(0.0, ge=0)
@@ -61,14 +62,28 @@ class HaltSettings(Settings):
         return self.weight > 0 and self.target == "utility"
 
 
+def halt_unit(halt: HaltSettings, batch: Batch) -> dict[str, int]:
+    """The term's unit and how many there are. UserError where the rows are to say where to stop, and do not
+    or name a thought that there is none of."""
+    if halt.target != "rows":
+        return {"sequence": len(batch)}
+    if not batch.halt_B2.shape[1]:
+        raise UserError(
+            "method.halt.target=rows needs rows that say where to stop: set data.format.halt.source"
+        )
+    return {ROW: int((batch.halt_B2[:, 0] != IGNORE).sum())}
+
+
 def halt_term(
-    halt: HaltSettings, z_BK: Tensor, logp_BK: Tensor | None
+    halt: HaltSettings, z_BK: Tensor, logp_BK: Tensor | None, halt_B2: Tensor
 ) -> tuple[Term, dict[str, tuple[Tensor, Tensor]]]:
     """The likelihood of the target step, a row each, and the mean steps of target and threshold.
 
-    z_BK: logits of the hazard; logp_BK: log-likelihood of the answer after each thought, for a utility. A row
-    whose likelihood is no number adds zero.
+    z_BK: logits of the hazard; logp_BK: log-likelihood of the answer after each thought, for a utility;
+    halt_B2: of `Batch`, for target rows. A row whose likelihood is no number, or that does not say where to
+    stop, adds zero. UserError where a row says a thought that there is none of.
     """
+    steps = z_BK.shape[1]
     if halt.target == "utility":
         score_BK = logp_BK.detach().float().exp()
         rows_B = score_BK.isfinite().all(1)
@@ -76,13 +91,22 @@ def halt_term(
         total, count = soft_survival_loss(z_BK, target_BK, rows_B)
         number_K = torch.arange(1, z_BK.shape[1] + 1, device=z_BK.device)
         aims_B = (target_BK * number_K).sum(1).masked_fill(~rows_B, 0)
+    elif halt.target == "rows":
+        rows_B = halt_B2[:, 0] != IGNORE
+        aims_B = halt_B2[:, 0].masked_fill(~rows_B, 0)
+        if bool((aims_B > steps).any()):
+            raise UserError(
+                f"a row says to stop after thought {int(aims_B.max())}, and the method has {steps}: set "
+                f"method.latents, or data.format.halt.max_loops={steps}"
+            )
+        total, count = survival_loss(z_BK, aims_B, rows_B, halt_B2[:, 1] == 1)
     else:
         rows_B = torch.ones(len(z_BK), dtype=torch.bool, device=z_BK.device)
-        aims_B = torch.full_like(rows_B, curriculum_step(halt.stage, z_BK.shape[1]), dtype=torch.long)
+        aims_B = torch.full_like(rows_B, curriculum_step(halt.stage, steps), dtype=torch.long)
         total, count = survival_loss(z_BK, aims_B, rows_B)
     taken_B = first_above(z_BK, halt.threshold)
     metrics = {
         "halt_aim": (aims_B.sum().float(), count),
         "halt_step": (taken_B.sum().float(), rows_B.new_tensor(len(rows_B), dtype=torch.long)),
     }
-    return Term(total, "sequence", halt.weight), metrics
+    return Term(total, ROW if halt.target == "rows" else "sequence", halt.weight), metrics

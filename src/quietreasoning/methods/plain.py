@@ -10,7 +10,13 @@ from torch import Tensor
 from quietreasoning.backbone import Backbone, role_of
 from quietreasoning.contract import Batch, Markers, Role, StepOutput, Term
 from quietreasoning.methods.rewarded import Rewarded, RewardedConfig
-from quietreasoning.methods.sequence import AnswerWeights, count_labels, score_visible, visible_part
+from quietreasoning.methods.sequence import (
+    AnswerWeights,
+    count_labels,
+    read_given,
+    score_visible,
+    visible_part,
+)
 from quietreasoning.methods.writing import Ready
 
 
@@ -42,7 +48,4 @@ class Plain(Rewarded):
         return StepOutput({"answer": Term(total, "token", self.config.weights.answer)}, metrics)
 
     def prepare(self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int) -> Ready:
-        ids_BM, role_BM = self.prefix(prompt_BP)
-        ids_BT = torch.cat([prompt_BP, ids_BM], 1)
-        role_BT = torch.cat([role_of(prompt_BP, Role.PROMPT), role_BM], 1)
-        return Ready(self.backbone(ids_BT, role_BT, keep=True))
+        return Ready(read_given(self.backbone, prompt_BP, self.markers))

@@ -81,6 +81,20 @@ def read_prompt(backbone: Backbone, prompt_BP: Tensor) -> States:
     return backbone(prompt_BP, role_of(prompt_BP, Role.PROMPT), keep=True)
 
 
+def read_given(backbone: Backbone, prompt_BP: Tensor, markers: Markers) -> States:
+    """Read prompts and the answer prefix behind each into a fresh cache."""
+    prefix_BM = prefix_ids(markers, len(prompt_BP), prompt_BP.device)
+    roles = role_of(prompt_BP, Role.PROMPT), role_of(prefix_BM, Role.MARKER)
+    return backbone(torch.cat([prompt_BP, prefix_BM], 1), torch.cat(roles, 1), keep=True)
+
+
+def read_visible(backbone: Backbone, prompt_BP: Tensor, visible: Visible) -> Tensor:
+    """States [B, T, D] that predict each visible token behind its prompt."""
+    ids_BT = torch.cat([prompt_BP, visible.ids_BT[:, :-1]], 1)
+    role_BT = torch.cat([role_of(prompt_BP, Role.PROMPT), visible.role_BT[:, :-1]], 1)
+    return backbone(ids_BT, role_BT).hidden_BTD[:, prompt_BP.shape[1] - 1 :]
+
+
 def prefix_ids(markers: Markers, rows: int, device: torch.device) -> Tensor:
     """The answer prefix for every row [B, M]."""
     return torch.tensor(markers.answer_prefix, device=device).expand(rows, -1)

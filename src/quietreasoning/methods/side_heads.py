@@ -16,7 +16,7 @@ from torch import Tensor
 from quietreasoning.backbone import Backbone, States, last_hidden
 from quietreasoning.config import UserError
 from quietreasoning.contract import Batch, Markers, Role, Term
-from quietreasoning.methods.halting import HaltSettings, halt_term
+from quietreasoning.methods.halting import HaltSettings, halt_term, halt_unit
 from quietreasoning.methods.latent import LatentMethod, Thoughts
 from quietreasoning.methods.rewarded import RewardedConfig
 from quietreasoning.methods.self_evaluation import (
@@ -119,7 +119,8 @@ class Headed(LatentMethod):
 
     def side_units(self, batch: Batch) -> dict[str, int]:
         """What `side_terms` sums over; empty where there are none."""
-        counts = {"sequence": len(batch)} if self.halts or self.judges else {}
+        counts = {"sequence": len(batch)} if self.judges else {}
+        counts |= halt_unit(self.config.halt, batch) if self.halts else {}
         return counts | ({"token": count_labels(batch, self.markers, None)} if self.practises else {})
 
     def until_halted(self, prompt: States, most: int, next_thought: Callable[[Tensor], Tensor]) -> Thoughts:
@@ -181,7 +182,7 @@ class Headed(LatentMethod):
             terms["early"] = Term(torch.stack(totals).mean(), "token", halt.early)
         if self.halts:
             logp_BK = outcome[0] if halt.compares else None
-            terms["halt"], measured = halt_term(halt, self.halt(hidden_BKD), logp_BK)
+            terms["halt"], measured = halt_term(halt, self.halt(hidden_BKD), logp_BK, batch.halt_B2)
             metrics |= measured
         if self.judges:
             z_BK, weight = self.self_evaluation(self._asked(reads)), self.config.self_evaluation.weight

@@ -163,10 +163,9 @@ def shortest(batch: Batch, rows: int) -> Batch:
     for name in READ_AS:
         ids = getattr(kept, name)
         trimmed[name] = ids[..., (ids != IGNORE).flatten(0, -2).any(0)]
-    longest = trimmed["answer_BA"].shape[1]
-    return replace(
-        kept, **trimmed, classes_BA=kept.classes_BA[:, :longest], allowed_BAW=kept.allowed_BAW[:, :longest]
-    )
+    for name, tokens in SAID_OF.items():
+        trimmed[name] = getattr(kept, name)[:, : trimmed[tokens].shape[1]]
+    return replace(kept, **trimmed)
 
 
 def _any_result(batch: Batch) -> Tensor:
@@ -179,6 +178,7 @@ def doubled(batch: Batch) -> Batch:
 
 def padded(batch: Batch) -> Batch:
     """The same rows with more padding: columns on every side that may grow, and one more empty step."""
+    beside = ("classes_BA", "rejected_BA", "rejected_classes_BA")
     return replace(
         batch,
         prompt_BP=_grow(batch.prompt_BP, (3, 0)),
@@ -186,10 +186,13 @@ def padded(batch: Batch) -> Batch:
         results_BKR=_grow(batch.results_BKR, (0, 1, 0, 1)),
         answer_BA=_grow(batch.answer_BA, (0, 2)),
         instructed_BP=_grow(batch.instructed_BP, (2, 0)) if batch.instructed_BP.shape[1] else None,
-        classes_BA=_grow(batch.classes_BA, (0, 2)) if batch.classes_BA.shape[1] else None,
+        **{name: _grow(getattr(batch, name), (0, 2)) for name in beside if getattr(batch, name).shape[1]},
         allowed_BAW=nn.functional.pad(batch.allowed_BAW, (0, 0, 0, 2))
         if batch.allowed_BAW.shape[1]
         else None,
+        taught_BT=_grow(batch.taught_BT, (0, 2)) if batch.taught_BT.shape[1] else None,
+        taught_role_BT=_grow(batch.taught_role_BT, (0, 2)) if batch.taught_BT.shape[1] else None,
+        chunks_BC4=_grow(batch.chunks_BC4, (0, 0, 0, 1)) if batch.taught_BT.shape[1] else None,
     )
 
 
@@ -225,7 +228,9 @@ READ_AS = {  # batch field -> the roles under which its tokens may be read
     "steps_BKS": (Role.STEP,),
     "results_BKR": (Role.STEP,),
     "answer_BA": (Role.ANSWER,),
+    "rejected_BA": (Role.ANSWER,),
 }
+SAID_OF = {"classes_BA": "answer_BA", "allowed_BAW": "answer_BA", "rejected_classes_BA": "rejected_BA"}
 
 
 def edited(batch: Batch, name: str, which: str, vocab_size: int) -> Batch | None:

@@ -101,3 +101,28 @@ def test_a_row_whose_answer_reads_as_other_calls_is_refused():
         coder.encode(other)
     with pytest.raises(UserError, match=r"reads as no call.*set data\.format\.spans\.dialect"):
         encoder("words", dialect="hermes").encode(call)
+
+
+@pytest.mark.parametrize("kind", ["words", "bpe"])
+def test_openers_begin_every_call_and_direct_ones_are_told_where_a_program_is_due(kind):
+    _, examples = rows()
+    plain = encoder(kind)
+    coder = Encoder(plain.tokenizer, Format(spans=SpanFormat(dialect="json", direct_calls=2)))
+    openers = set(coder.markers().openers)
+    assert openers and not Encoder(plain.tokenizer, Format(spans=SpanFormat())).markers().openers
+    seen = set()
+    for example in examples:
+        if example.meta["kind"] != "call":
+            continue
+        calls = len(example.meta["calls"])
+        seen.add(calls)
+        for said, due in ((None, calls >= 2), (True, True), (False, False)):
+            meta = example.meta | ({} if said is None else {"metadata": {"code_mode": said}})
+            row = coder.encode(replace(example, meta=meta))
+            direct_A = row.tokens.classes_A == Kind.DIRECT_CALL
+            firsts = np.flatnonzero(direct_A & ~np.append(False, direct_A[:-1]))
+            assert len(firsts) == (calls if due else 0)
+            assert row.answer[0] in openers and (not due or firsts[0] == 0)
+        same_A = plain.encode(example).tokens.classes_A == row.tokens.classes_A
+        assert same_A.all(), "a row that says no keeps its classes"
+    assert seen == {1, 2}

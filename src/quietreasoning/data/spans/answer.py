@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from quietreasoning.data.spans.calls import Call, Parsed
 from quietreasoning.data.spans.classes import painted, token_classes
 from quietreasoning.data.spans.code import code_spans
 from quietreasoning.data.spans.dialects import DIALECTS, parse_any
+from quietreasoning.data.spans.direct_call import direct_calls
 from quietreasoning.data.spans.integration import integration_spans
 from quietreasoning.data.spans.offsets import tokenise
 from quietreasoning.data.spans.span import Span, moved
@@ -63,12 +65,34 @@ class AnswerReader:
     def vocabulary(self) -> Vocabulary:
         return Vocabulary.of(self.tokenizer)
 
+    @cached_property
+    def openers(self) -> tuple[int, ...]:
+        """The tokens that begin a call, alone or as the first of several, behind a space, a new line or
+        nothing; none where any dialect may be spoken."""
+        if self.config.dialect == "any":
+            return ()
+        write, found = DIALECTS[self.config.dialect]().write, set()
+        for calls in ([Call("f")], [Call("f"), Call("f")]):
+            for spaced in (False, True):
+                for before in ("", " ", "\n"):
+                    text = before + write(calls, spaced=spaced)
+                    ids, offsets = tokenise(self.tokenizer, text)
+                    found.add(next(id for id, (a, b) in zip(ids, offsets, strict=True) if text[a:b].strip()))
+        return tuple(sorted(found - {self.tokenizer.unk_token_id}))
+
+    def _program_is_due(self, example: Example, spans: Sequence[Span]) -> bool:
+        """Whether calls one by one were the wrong way to answer."""
+        if self.config.direct_calls is None:
+            return False
+        said = example.meta.get("metadata", {}).get("code_mode")
+        calls = sum(span.kind is Kind.TOOL_NAME for span in spans)
+        return bool(said) if isinstance(said, bool) else calls >= self.config.direct_calls
+
     def read(self, example: Example, before: str = " ") -> AnswerTokens:
         """The tokens of an answer behind the text `before`. UserError as `answer_spans`."""
         text = before + example.answer
         ids, offsets = tokenise(self.tokenizer, text)
-        spans = moved(answer_spans(example, self.config), len(before))
-        classes_A = np.append(token_classes(offsets, painted(spans, len(text))), Kind.OTHER)
+        classes_A = self._classes(example, text, offsets)
         if not self.config.grammar:
             return AnswerTokens(classes_A, None)
         eos, tools = self.tokenizer.eos_token_id, example.meta.get("tools", ())
@@ -86,6 +110,19 @@ class AnswerReader:
             start=len(before),
         )
         return AnswerTokens(classes_A, found.bits_AW)
+
+    def read_rejected(self, example: Example, before: str = " ") -> NDArray[np.int64]:
+        """The classes of the rejected answer's tokens behind the text `before`, end of sequence included."""
+        meta = {key: value for key, value in example.meta.items() if key not in ("calls", "spans")}
+        other = replace(example, answer=example.rejected, meta=meta)
+        text = before + other.answer
+        return self._classes(other, text, tokenise(self.tokenizer, text)[1])
+
+    def _classes(self, example: Example, text: str, offsets: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+        spans = moved(answer_spans(example, self.config), len(text) - len(example.answer))
+        if self._program_is_due(example, spans):
+            spans = direct_calls(spans, text)
+        return np.append(token_classes(offsets, painted(spans, len(text))), Kind.OTHER)
 
 
 def padded(rows: Sequence[AnswerTokens | None]) -> dict[str, Tensor]:

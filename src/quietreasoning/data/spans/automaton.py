@@ -19,6 +19,7 @@ SPACE = " \t\n\r"
 DIGITS = "0123456789"
 _ESCAPES = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _STIR = '"\\' + "".join(map(chr, range(ord(" "))))  # in a string that may say anything
+_HEX = DIGITS + "abcdefABCDEF"
 _WORDS = {"t": ("true", "boolean"), "f": ("false", "boolean"), "n": ("null", "null")}
 
 
@@ -91,6 +92,21 @@ class Automaton(NamedTuple):
     def stir(self) -> str | None:
         """The characters that alone change what may follow, any others being allowed; None: all may."""
         return _STIR if self.mode is Mode.STRING and self.choices is None else None
+
+    @property
+    def still(self) -> bool:
+        """Whether others than those of `stir` leave the state itself as it is."""
+        return self.text is None
+
+    @property
+    def nexts(self) -> str | None:
+        """Characters beyond which none may come next, not all of them allowed; None: any may."""
+        if self.mode is Mode.STRING:
+            found = None if self.choices is None else '"\\' + "".join(_nexts(self))
+            return None if found is None or any("\ud800" <= unit <= "\udfff" for unit in found) else found
+        if self.mode is Mode.LITERAL:
+            return _AFTER + "".join(choice[len(self.text) :][:1] for choice in self.choices)
+        return _NEXTS[self.mode]
 
     def feed(self, text: str) -> Automaton | None:
         """The state after `text`, or None where no JSON goes on like that."""
@@ -231,7 +247,7 @@ def _escape(state: Automaton, char: str) -> Automaton | None:
 
 
 def _hex(state: Automaton, char: str) -> Automaton | None:
-    if char not in "0123456789abcdefABCDEF":
+    if char not in _HEX:
         return None
     digits = state.digits + char.lower()
     if len(digits) == 4:
@@ -278,6 +294,13 @@ def _number(state: Automaton, char: str) -> Automaton | None:
     return state if mode is state.mode else state._replace(mode=mode)
 
 
+_AFTER = SPACE + ",]}"
+_VALUE = SPACE + '"{[-tfnNI' + DIGITS  # NaN and Infinity may be values of an enum
+_NEXTS = {
+    **{Mode.VALUE: _VALUE, Mode.ITEM: _VALUE + "]", Mode.FIRST_KEY: SPACE + '"}', Mode.KEY: SPACE + '"'},
+    **{Mode.COLON: SPACE + ":", Mode.AFTER: _AFTER, Mode.ESCAPE: "u" + "".join(_ESCAPES), Mode.HEX: _HEX},
+    **{mode: "".join(moves) + (_AFTER if mode in _ENDS else "") for mode, moves in _MOVES.items()},
+}
 _STEPS: dict[Mode, Callable[[Automaton, str], Automaton | None]] = {
     Mode.VALUE: _value,
     Mode.ITEM: _item,

@@ -111,6 +111,22 @@ class CallGrammar(NamedTuple):
             return self.tools.tags[0][:1]
         return self.json.stir if self.phase is Phase.CALL else None
 
+    @property
+    def still(self) -> bool:
+        """Whether others than those of `stir` leave the state itself as it is."""
+        return self.json.still if self.phase is Phase.CALL else self.phase is Phase.PROSE
+
+    @property
+    def nexts(self) -> str | None:
+        """Characters beyond which none may come next, not all of them allowed; None: any may."""
+        tags = self.tools.tags
+        if self.phase is Phase.CALL:
+            found = self.json.nexts
+            return found if found is None else found + tags[1][:1]
+        if self.phase in (Phase.OPEN, Phase.CLOSE):
+            return tags[self.phase is Phase.CLOSE][self.matched]
+        return SPACE + tags[0][:1] if self.phase is Phase.DONE else None
+
     def feed(self, text: str) -> CallGrammar | None:
         """The state after `text`, or None where no answer goes on like that."""
         state: CallGrammar | None = self

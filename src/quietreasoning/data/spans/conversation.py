@@ -57,7 +57,7 @@ class Conversation:
         """Of the declared tools; UserError where one has no name."""
         names = []
         for tool in self.tools:
-            inner = tool.get("function", tool)
+            inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
             name = inner.get("name") if isinstance(inner, Mapping) else None
             if not isinstance(name, str) or not name:
                 raise UserError(f"a tool without a name: {tool!r:.60}; give it name and parameters")

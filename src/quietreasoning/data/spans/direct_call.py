@@ -1,6 +1,6 @@
 """Where calls are opened one by one though a program would do: what unlikelihood is to move.
 
-Which rows are eligible is not read here; see evaluate/code_mode/eligible.py.
+Which rows are eligible is not read here: see evaluate/code_mode/eligible.py, and `SpanFormat.direct_calls`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ NOT_FROM_JSON = {
     "teacher_hidden_states": "hidden states are trained from files of tensors, never from JSON",
 }
 KNOWN = (
-    *("prompt", "teacher_text", "messages", "tools", "input", "target", "id"),
+    *("prompt", "teacher_text", "prompt_tools", "messages", "tools", "input", "target", "id"),
     *("tool_name_ids", "tool_name_mask", "gold_json_text_ids", "mask_valid_json_tokens"),
     *("tool_result_fields", "integration_mask", "teacher_prefix_ids", "teacher_quality_score"),
     *("cot_steps", "answer", "metadata", *NOT_FROM_JSON),

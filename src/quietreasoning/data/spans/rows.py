@@ -1,6 +1,7 @@
 """Rows of a distillation data set from JSONL: prompts with a teacher's text, conversations, or answers.
 
-- `{"prompt", "teacher_text", ...}`: what a teacher wrote, tool calls as text in any dialect;
+- `{"prompt", "teacher_text", ...}`: what a teacher wrote, tool calls as text in any dialect; `tools` are
+  written before the prompt, `prompt_tools` are those that it declares in its own words;
 - `{"messages", "tools", ...}`: a conversation as servers write it;
 - `{"input": {"system", "tools", "history", "tool_result"}, "target": {"text"}}`: an answer to learn.
 
@@ -11,7 +12,7 @@ A first line `{"__header__": ...}` describes the file. A broken row is named and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +59,7 @@ class Row:
     quality: float | None = None  # teacher_quality_score
     prefix: str | None = None  # how the teacher's text begins: teacher_prefix_ids as text
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] = ()  # declared: by the conversation, or in the prompt's own words
 
 
 def read_rows(
@@ -148,10 +150,20 @@ class _Reader:
             quality=fields.number("teacher_quality_score"),
             prefix=self._prefix(text),
             metadata=fields.mapping("metadata"),
+            tools=self._tools(conversation),
         )
         for name in fields.unread():
             self.report.drop(self.line, name, NOT_FROM_JSON.get(name) or fields.unknown(name))
         return row
+
+    def _tools(self, conversation: Conversation) -> tuple[Mapping[str, Any], ...]:
+        """The declared tools. Those of `prompt_tools` stand in the prompt already and are not written."""
+        if self.fields.text("prompt") is None:
+            return conversation.tools
+        shown = tuple(self.fields.listed("prompt_tools"))
+        if shown and conversation.tools:
+            raise Fault("'tools' are written before the prompt, 'prompt_tools' stand in it; give one of them")
+        return replace(conversation, tools=shown or conversation.tools).tools  # or refused
 
     def _spans(self, text: str) -> tuple[Span, ...]:
         """What the text shows by itself, then what only the old fields know."""

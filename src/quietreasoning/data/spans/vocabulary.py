@@ -24,6 +24,14 @@ class State(Hashable, Protocol):
     def stir(self) -> str | None:
         """The characters that alone change what may follow, any others being allowed; None: all may."""
 
+    @property
+    def still(self) -> bool:
+        """Whether others than those of `stir` leave the state itself as it is."""
+
+    @property
+    def nexts(self) -> str | None:
+        """Characters beyond which none may come next, not all of them allowed; None: any may."""
+
     def feed(self, text: str) -> State | None:
         """The state after `text`; None where no text goes on like that."""
 
@@ -39,7 +47,7 @@ class Vocabulary:
         self.texts = tuple(texts)
         self._cache = cache
         self._known: dict[State, NDArray[np.uint8]] = {}
-        self._trees: dict[str | None, tuple[NDArray[np.bool_], dict]] = {}
+        self._trees: dict[tuple[str | None, bool], tuple[NDArray[np.bool_], dict]] = {}
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -89,23 +97,28 @@ class Vocabulary:
         return self._known[state]
 
     def _search(self, state: State) -> NDArray[np.bool_]:
-        calm_V, root = self._tree(state.stir)
+        calm_V, root = self._tree(state.stir, state.still)
         found_V, open_nodes = calm_V.copy(), [(root, state, "")]  # "": characters that are still to be fed
         while open_nodes:
             node, state, calm = open_nodes.pop()
-            stir = state.stir
-            for char, inner in node.items():
+            if "" in node:
+                found_V[node[""]] = True
+            stir, nexts = state.stir, state.nexts
+            for char in node if nexts is None else [char for char in nexts if char in node]:
                 if char == "":
-                    found_V[inner] = True
-                elif stir is not None and char not in stir:
+                    continue
+                inner = node[char]
+                if stir is not None and char not in stir:
                     open_nodes.append((inner, state, calm + char))
                 elif (after := state.feed(calm + char)) is not None:
                     open_nodes.append((inner, after, ""))
         return found_V
 
-    def _tree(self, stir: str | None) -> tuple[NDArray[np.bool_], dict]:
-        """The tokens with none of the characters `stir`, bool [V], and the tree of the others."""
-        if stir not in self._trees:
+    def _tree(self, stir: str | None, still: bool) -> tuple[NDArray[np.bool_], dict]:
+        """The tokens with none of the characters `stir`, bool [V], and the tree of the others. Where a state
+        stays `still` up to the first of these, each begins there, so that those that go on alike are one."""
+        still = still and stir is not None
+        if (stir, still) not in self._trees:
             calm_V, root = np.zeros(len(self), dtype=bool), {}
             for id, text in enumerate(self.texts):
                 if not text:
@@ -113,12 +126,14 @@ class Vocabulary:
                 if stir is not None and set(stir).isdisjoint(text):
                     calm_V[id] = True
                     continue
+                if still:
+                    text = text[next(at for at, char in enumerate(text) if char in stir) :]
                 node = root
                 for char in text:
                     node = node.setdefault(char, {})
                 node.setdefault("", []).append(id)
-            self._trees[stir] = calm_V, root
-        return self._trees[stir]
+            self._trees[stir, still] = calm_V, root
+        return self._trees[stir, still]
 
 
 def unpacked(bits: NDArray[np.uint8], size: int) -> NDArray[np.bool_]:

@@ -14,6 +14,8 @@ from quietreasoning.data.tasks.multiplication import Multiplication
 from quietreasoning.data.tasks.pairs import Pairs
 from quietreasoning.data.tasks.permutation import PermutationProduct
 from quietreasoning.data.tasks.pointer import Pointer
+from quietreasoning.data.tasks.preferences import Preferences
+from quietreasoning.data.tasks.programs import Programs
 from quietreasoning.data.tasks.prosqa import ProsQA
 from quietreasoning.data.tasks.reachability import Reachability
 from quietreasoning.data.tasks.rows import TeacherRows
@@ -34,8 +36,22 @@ _GENERATED = (
     Encyclopaedia,
     Strategies,
     Tools,
+    Programs,
 )
-_FROM_FILES = (Jsonl, GSM8K, ProsQA, HumanEval, MBPP, AIME, Apps, Pairs, StrategiesFile, TeacherRows, Text)
+_FROM_FILES = (
+    Jsonl,
+    GSM8K,
+    ProsQA,
+    HumanEval,
+    MBPP,
+    AIME,
+    Apps,
+    Pairs,
+    StrategiesFile,
+    TeacherRows,
+    Preferences,
+    Text,
+)
 TASKS: dict[str, type[Task]] = {task.name: task for task in (*_GENERATED, *_FROM_FILES)}
 
 __all__ = ["TASKS", "GeneratedTask", "Task"]

@@ -27,8 +27,8 @@ class FileConfig(Settings):
     """Share of broken records that are left out and reported; more refuses the file."""
 
 
-class FileTask(Task):
-    """A task over files; subclasses turn one record into an Example."""
+class SplitFiles(Task):
+    """A task over files; subclasses read one file."""
 
     Config: ClassVar[type[Settings]] = FileConfig
     needs_path = True
@@ -42,8 +42,9 @@ class FileTask(Task):
         self._loaded: dict[Path, list[Example]] = {}
 
     @abstractmethod
-    def parse(self, record: Mapping[str, Any], number: int) -> Example:
-        """One record to one Example; records.Fault where it is broken."""
+    def read(self, path: Path) -> tuple[list[Example], list[str]]:
+        """The examples of a file in its order, and `file:line: fault` of what was left out. UserError where
+        too much of it is broken."""
 
     def split(self, name: str, n: int | None = None) -> Sequence[Example]:
         """The first n examples of a split, in file order; UserError where it is empty."""
@@ -104,10 +105,20 @@ class FileTask(Task):
 
     def _load(self, path: Path) -> list[Example]:
         if path not in self._loaded:
-            examples, faults = read(path, self.parse, self.config.max_bad_fraction)
-            self._loaded[path] = examples
+            self._loaded[path], faults = self.read(path)
             self.faults += faults
         return self._loaded[path]
+
+
+class FileTask(SplitFiles):
+    """One Example a record; subclasses turn the one into the other."""
+
+    @abstractmethod
+    def parse(self, record: Mapping[str, Any], number: int) -> Example:
+        """One record to one Example; records.Fault where it is broken."""
+
+    def read(self, path: Path) -> tuple[list[Example], list[str]]:
+        return read(path, self.parse, self.config.max_bad_fraction)
 
 
 def named(path: Path, splits: Sequence[str]) -> str | None:

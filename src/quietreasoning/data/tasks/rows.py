@@ -21,11 +21,11 @@ from typing import Any
 
 from quietreasoning.data.example import Example
 from quietreasoning.data.tasks.base import split_of
-from quietreasoning.data.tasks.files import FileTask
+from quietreasoning.data.tasks.files import SplitFiles
 from quietreasoning.data.tasks.rows_config import TeacherRowsConfig
 
 
-class TeacherRows(FileTask):
+class TeacherRows(SplitFiles):
     Config = TeacherRowsConfig
     name = "teacher-rows"
     describe = "a teacher's rows: JSONL with prompt and teacher_text, messages, or input and target"
@@ -39,9 +39,6 @@ class TeacherRows(FileTask):
 
         named = self.config.tokenizer
         return None if named.path is None else load_tokenizer(named.path, named.revision)
-
-    def parse(self, record: Mapping[str, Any], number: int) -> Example:
-        raise NotImplementedError("a row gives an example for each of its turns")
 
     def group(self, example: Example) -> str:
         return example.meta["kind"]
@@ -58,10 +55,8 @@ class TeacherRows(FileTask):
         said = {f"{file.name} {key}": value for file in files for key, value in sums(file).items()}
         return super().fingerprint() | said
 
-    def _load(self, path: Path) -> list[Example]:
-        if path not in self._loaded:
-            from quietreasoning.data.tasks.rows_reading import read_examples  # brings torch
+    def read(self, path: Path) -> tuple[list[Example], list[str]]:
+        """An example for each turn of a row that is to be learned."""
+        from quietreasoning.data.tasks.rows_reading import read_examples  # brings torch
 
-            self._loaded[path], faults = read_examples(path, self.config, self.tokenizer, self.name)
-            self.faults += faults
-        return self._loaded[path]
+        return read_examples(path, self.config, self.tokenizer, self.name)

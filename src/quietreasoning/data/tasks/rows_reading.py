@@ -106,7 +106,7 @@ def _facts(row: Row, index: int, parts: Said, last: bool) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "kind": "call" if parts.calls else "answer" if results else "text",
         "needs_tool": bool(parts.calls),
-        "tools": declared(row.conversation.tools),
+        "tools": declared(row.tools),
         "calls": tuple({"name": call.name, "arguments": dict(call.arguments)} for call in parts.calls),
         "result": results,
         "spans": parts.spans,

@@ -95,7 +95,8 @@ class Source(Answers):
         if line is None:
             thread.join()
             self._open.close()
-            raise UserError(f"the tools' source does not run: {self._verdict.why}; mend it")
+            why = "the sandbox does not start" if self._verdict is None else self._verdict.why
+            raise UserError(f"the tools' source does not run: {why}; mend it")
         lacking = [name for name in names if name not in _read(line).get("ready", ())]
         if lacking:
             self._open.close()
@@ -116,9 +117,11 @@ class Source(Answers):
         return answer["result"]
 
     def _host(self, channel: Channel, job: Mapping[str, Any]) -> None:
-        code = sent("run_tools", {**job, "ends": channel.theirs})
-        self._verdict = run(code, self.limits, inherit=channel.theirs)
-        channel.gone.set()
+        try:
+            code = sent("run_tools", {**job, "ends": channel.theirs})
+            self._verdict = run(code, self.limits, inherit=channel.theirs)
+        finally:
+            channel.gone.set()  # or whoever waits for an answer would wait for ever
 
 
 def _read(line: str) -> Mapping[str, Any]:

@@ -43,9 +43,9 @@ def measure(rows: Sequence[TaskRow], *, seed: int = 0) -> Judgement:
     """The gates: at least 25 % fewer tokens on eligible tasks, no leak at all, at least 60 % of eligible
     tasks by program. Beside them, without a threshold: programs where none was due, and success.
 
-    A task that failed saves nothing: its tokens count as those of plain calls. Intervals of 95 %: bootstrap
-    over tasks for tokens, Wilson for shares; fewer than 10 tasks show nothing of tokens. UserError without
-    rows, or where a count is below 0 or direct_tokens is 0.
+    A task that failed saves nothing: its tokens count as those of plain calls at least. Intervals of 95 %:
+    bootstrap over tasks for tokens, Wilson for shares; fewer than 10 tasks show nothing of tokens. UserError
+    without rows, or where a count is below 0 or direct_tokens is 0.
     """
     if not rows:
         raise UserError("no rows to measure; give at least one")

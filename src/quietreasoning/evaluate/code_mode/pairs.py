@@ -1,4 +1,4 @@
-"""Pairs for losses/preference.py: a program against plain calls for one eligible task."""
+"""Pairs that task `preferences` reads: a program against plain calls for one eligible task."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from quietreasoning.config import UserError
 from quietreasoning.data.records import Fault, read, text
 from quietreasoning.data.spans.calls import Call
+from quietreasoning.data.spans.code import code_spans
 from quietreasoning.data.spans.dialects import dialect
 from quietreasoning.evaluate.code_mode.answers import Answers
 from quietreasoning.evaluate.code_mode.eligible import RULES, EligibilityRules, eligible
@@ -61,8 +62,8 @@ def pair_of(
     written_as: str = "hermes",
 ) -> Tried:
     """Runs both. A pair needs an eligible task, calls that all succeed, and a program that ends well, says
-    what is right, leaks nothing and takes fewer tokens. UserError where tools or answers cannot be used, or
-    the context has no prompt."""
+    what is right, leaks nothing, takes fewer tokens and fits a fence. UserError where tools or answers
+    cannot be used, or the context has no prompt."""
     if not context.prompt.strip():
         raise UserError("context.prompt is empty: a pair needs the question that both answer; give it")
     known = tools_of(tools)
@@ -85,6 +86,8 @@ def pair_of(
         return Tried(None, f"program and summary take {tokens} tokens, plain calls {plain}")
     rejected = dialect(written_as).write([Call(name, dict(arguments)) for name, arguments in calls])
     chosen = f"```python\n{program.strip()}\n```"
+    if [span.of(chosen).strip() for span in code_spans(chosen)] != [program.strip()]:
+        return Tried(None, "the program holds a fence of its own, which would end the one around it")
     pair = Pair(
         context.prompt, chosen, rejected, tokens, plain, score.total, run.summary, due.reasons, tuple(tools)
     )

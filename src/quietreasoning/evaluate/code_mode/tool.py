@@ -99,8 +99,8 @@ def identifiers(names: Iterable[str], reserved: Collection[str] = ()) -> list[st
     found: list[str] = []
     for name in names:
         word = re.sub(r"\W", "_", name, flags=re.ASCII) or "_"
-        word = f"_{word}" if word[0].isdigit() else word
         word = f"{word.strip('_')}_" if word.startswith("__") else word  # such names are Python's own
+        word = f"_{word}" if word[0].isdigit() else word
         word = f"{word}_" if keyword.iskeyword(word) or word in reserved else word
         plain, number = word, 2
         while word in found:

@@ -16,7 +16,7 @@ from quietreasoning.evaluate.claims.statements import Claim, claims_of
 from quietreasoning.evaluate.rules.base import Context, Finding, Mark, Rule, as_mapping, at_end
 from quietreasoning.evaluate.rules.json_schema import check_pattern
 from quietreasoning.evaluate.sandbox import Limits, run
-from quietreasoning.evaluate.scorers import normalise, strip_fence
+from quietreasoning.evaluate.spelling import normalise, strip_fence
 
 _NUMBER = re.compile(r"[$€£]?-?\d[\d.,]*\d?(?:\s?%)?")
 _DATES = frozenset("in on by since until from at for during of".split())

@@ -1,6 +1,7 @@
 """JSON with places: `read_json(text) -> Node`, every value with its span; and objects inside prose.
 
-Stricter than the standard reader: no NaN, no key twice, at most MAX_DEPTH levels: endless brackets end.
+Stricter than the standard reader: no NaN and no infinity, no key twice, at most MAX_DEPTH levels: endless
+brackets end.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isinf
 from typing import Any
 
 MAX_DEPTH, MAX_DIGITS = 100, 300
@@ -37,10 +39,11 @@ class JsonFault(ValueError):
         self.at = at
 
 
-def read_json(text: str) -> Node:
-    """The one JSON value that the text is; a ```json fence around all of it may stay. Raises JsonFault."""
-    fenced = _FENCED.match(text)
-    start, end = fenced.span(1) if fenced else (0, len(text))
+def read_json(text: str, *, fenced: bool = True) -> Node:
+    """The one JSON value that the text is; where `fenced`, a ```json fence around all of it may stay. Raises
+    JsonFault."""
+    inside = _FENCED.match(text) if fenced else None
+    start, end = inside.span(1) if inside else (0, len(text))
     node = _value(text, _skip(text, start), 0)
     rest = _skip(text, node.end)
     if rest < end:
@@ -88,6 +91,8 @@ def _value(text: str, at: int, depth: int, ended: list[Node] | None = None) -> N
     if len(number[0]) > MAX_DIGITS:
         raise JsonFault(f"a number of more than {MAX_DIGITS} digits", at)
     value = float(number[0]) if set(number[0]) & set(".eE") else int(number[0])
+    if isinf(value):
+        raise JsonFault("a number beyond all that can be held", at)
     return Node(value, at, number.end(), {})
 
 

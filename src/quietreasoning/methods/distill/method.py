@@ -23,7 +23,7 @@ from quietreasoning.contract import IGNORE, Batch, Markers, Role, StepOutput, Te
 from quietreasoning.losses.kd_chunked import Distilled, chunk_rows, chunked_kd
 from quietreasoning.losses.kd_schedules import teacher_entropy
 from quietreasoning.losses.kd_targets import StateTeacher, Teacher
-from quietreasoning.methods.distill import own, spans
+from quietreasoning.methods.distill import direct_call, early_tool, own, spans
 from quietreasoning.methods.distill.layers import Layers
 from quietreasoning.methods.distill.settings import DistillConfig
 from quietreasoning.methods.sequence import Visible, read_prompt, visible_part
@@ -37,6 +37,7 @@ class Distill(Writer):
     config: DistillConfig
     controls = ()
     takes_effort = False
+    slack = ("length",)
     recorded: Callable[[Tensor, Tensor], Teacher] | None = None
     """(ids_BT, learned_BT) -> what the teacher said there; given by whoever builds a method with `cache`."""
 
@@ -83,10 +84,13 @@ class Distill(Writer):
         own_B = own.chosen(batch.keys_B, config.own)
         visible = self.visible(batch, own_B)
         found = spans.count(batch, visible, config.spans)
+        found |= early_tool.count(batch, visible, self.markers, config.early_tool)
+        if config.weights.direct_call:
+            found[direct_call.NAME] = int(direct_call.openers(batch, visible).sum())
         if config.weights.kd or config.weights.answer or config.weights.hidden:
-            found["token"] = int((visible.labels_BT != IGNORE).sum())
+            found["token"] = int(self.learned(batch, visible).sum())
         if config.own:
-            found["own text"] = int(own_B.sum())
+            found[own.UNIT] = int(own_B.sum())
         return found
 
     def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
@@ -94,20 +98,20 @@ class Distill(Writer):
         own_B = own.chosen(batch.keys_B, config.own)
         terms, metrics = self.gold(batch, self.visible(batch, own_B)) if self._reads_gold else ({}, {})
         if config.own:
-            terms["own"], said = own.term(self, batch, own_B, self.weight("own"))
-            metrics |= said
+            more, said = own.terms(self, batch, own_B, self.weight)
+            terms, metrics = terms | more, metrics | said
         return StepOutput(terms, metrics)
 
     @property
     def _reads_gold(self) -> bool:
         """Whether any term is of gold text: without one its pass is left out."""
-        return any(value for name, value in self.config.weights if name != "own")
+        return any(value for name, value in self.config.weights if name not in ("own", "length"))
 
     def gold(
         self, batch: Batch, visible: Visible
     ) -> tuple[dict[str, Term], dict[str, tuple[Tensor, Tensor]]]:
         """The terms of the gold text."""
-        config, counted_BT = self.config, visible.labels_BT != IGNORE
+        config, counted_BT = self.config, self.learned(batch, visible)
         hidden_BTD, layers_LBTD = self.read(self.backbone, batch.prompt_BP, visible)
         taught, taught_LBTD = self.listen(batch, visible, counted_BT)
         terms, metrics = self.divergence(hidden_BTD[counted_BT], visible.labels_BT[counted_BT], taught)
@@ -116,6 +120,14 @@ class Distill(Writer):
                 self.backbone, batch, visible, hidden_BTD, config.spans, self.chunk, self.weight
             )
             terms, metrics = terms | more, metrics | said
+        if config.early_tool is not None:
+            given = (hidden_BTD, self.markers, config.early_tool, self.chunk, self.weight("early_tool"))
+            terms["early_tool"], said = early_tool.term(self.backbone, batch, visible, *given)
+            metrics |= said
+        if config.weights.direct_call:
+            terms["direct_call"] = direct_call.term(
+                self.backbone, batch, visible, hidden_BTD, self.weight("direct_call")
+            )
         if self.layers is not None:
             total = self.layers(layers_LBTD[:, counted_BT], taught_LBTD[:, counted_BT])
             terms["hidden"] = Term(total, "token", self.weight("hidden"))
@@ -209,10 +221,16 @@ class Distill(Writer):
         """Positions whose logits are held at a time."""
         return self.config.chunk or chunk_rows(self.backbone.vocab_size, self.progress.device)
 
+    def learned(self, batch: Batch, visible: Visible) -> Tensor:
+        """The tokens [B, T] of kd, answer and hidden: all labels but those that are to be said less."""
+        learned_BT = visible.labels_BT != IGNORE
+        if self.config.weights.direct_call:
+            learned_BT = learned_BT & ~direct_call.openers(batch, visible)
+        return learned_BT
+
     @property
     def temperature(self) -> float:
-        start, end = self.config.divergence.temperature, self.config.divergence.final_temperature
-        return start if end is None else start + (end - start) * float(self.progress)
+        return self.config.divergence.temperature_at(float(self.progress))
 
     def weight(self, name: str) -> float:
         """The weight of a term at this point of the stage."""

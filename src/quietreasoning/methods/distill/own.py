@@ -9,6 +9,7 @@ written. Shapes: B rows, R rows chosen, T tokens, N positions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -20,9 +21,12 @@ from quietreasoning.contract import IGNORE, Batch, Markers, Role, Term
 from quietreasoning.losses.kd import Divergence
 from quietreasoning.losses.kd_chunked import chunked_kd
 from quietreasoning.losses.kd_targets import StateTeacher
+from quietreasoning.methods.distill import length
 from quietreasoning.methods.distill.settings import DistillConfig, OwnSettings
 from quietreasoning.methods.grpo import still, uniforms
-from quietreasoning.methods.sequence import Visible, padded, prefix_ids
+from quietreasoning.methods.sequence import Visible, padded, prefix_ids, visible_part
+
+UNIT = "own text"
 
 
 class Pupil(Protocol):
@@ -32,6 +36,7 @@ class Pupil(Protocol):
     teacher: Backbone
     config: DistillConfig
     markers: Markers
+    first_step: int | None
 
     def read(
         self, backbone: Backbone, prompt_BP: Tensor, visible: Visible, *, learns: bool = True
@@ -49,14 +54,15 @@ def chosen(keys_B: Tensor, config: OwnSettings | None) -> Tensor:
     return (uniforms(keys_B, 1)[:, 0] < config.share).to(keys_B.device)
 
 
-def term(
-    method: Pupil, batch: Batch, own_B: Tensor, weight: float
-) -> tuple[Term, dict[str, tuple[Tensor, Tensor]]]:
-    """The term of the chosen rows, and how long and how often unfinished their texts are."""
-    config = method.config.own
+def terms(
+    method: Pupil, batch: Batch, own_B: Tensor, weight: Callable[[str], float]
+) -> tuple[dict[str, Term], dict[str, tuple[Tensor, Tensor]]]:
+    """The terms of the chosen rows, and how long and how often unfinished their texts are."""
+    config, shorter = method.config.own, method.config.length
+    names = ("own",) if shorter is None else ("own", "length")
     if not own_B.any():
         zero = sum(p.flatten()[:0].sum() for p in method.backbone.parameters() if p.requires_grad)
-        return Term(zero, "own text", weight), {}
+        return {name: Term(zero, UNIT, weight(name)) for name in names}, {}
     prompt_RP, keys_R = batch.prompt_BP[own_B], batch.keys_B[own_B]
     with still(method):
         ids_RT = write(method, prompt_RP, keys_R)
@@ -86,7 +92,22 @@ def term(
     rows = own_B.sum()
     ended_R = (ids_RT == method.markers.eos).any(1)
     metrics = {"own_length": (length_R1.sum(), rows), "own_unfinished": ((~ended_R).sum(), rows)}
-    return Term(found.kd, "own text", weight), metrics
+    made = {"own": Term(found.kd, UNIT, weight("own"))}
+    if shorter is not None:
+        rows_R = own_B.nonzero()[:, 0].tolist()
+        needed, gold = length.required(batch), visible_part(batch, method.markers, method.first_step)
+        late, told = length.total(
+            method.backbone,
+            method.markers.eos,
+            hidden_RTD[:, given:],
+            labels_RT[:, given:],
+            (gold.labels_BT != IGNORE).sum(1)[own_B],
+            [needed[row] for row in rows_R],
+            shorter,
+            method.chunk,
+        )
+        made["length"], metrics["own_overlong"] = Term(late, UNIT, weight("length")), (told, rows)
+    return made, metrics
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ from quietreasoning.backbone import BackboneConfig
 from quietreasoning.config import Settings
 from quietreasoning.contract import MethodConfig
 from quietreasoning.kinds import Kind
-from quietreasoning.losses.kd import Divergence
 from quietreasoning.losses.kd_schedules import EntropySchedule
+from quietreasoning.methods.divergence import DivergenceSettings
 
 SPAN_TERMS: dict[str, Kind] = {
     "tool_name": Kind.TOOL_NAME,
@@ -21,29 +21,6 @@ SPAN_TERMS: dict[str, Kind] = {
     "integration": Kind.INTEGRATION,
     "code": Kind.CODE,
 }
-
-
-class DivergenceSettings(Settings):
-    kind: Literal["jsd", "skew", "tv"] = "jsd"
-    """jsd: the generalised Jensen-Shannon divergence, with KL at both ends; skew KL; total variation."""
-    beta: float = Field(0.0, ge=0, le=1)
-    """Of jsd: 0 is KL of the student from the teacher, 1 the reverse."""
-    skew: float = Field(0.0, ge=0, lt=1)
-    """Of skew KL: the teacher's share in the mixture that it is held against."""
-    scaled: bool = False
-    """Of jsd: divide by beta (1 - beta), so that the ends are limits."""
-    temperature: float = Field(1.0, gt=0)
-    """Softens both; the divergence is multiplied by its square."""
-    final_temperature: float | None = Field(None, gt=0)
-    """The temperature at the stage's end, reached on a straight line; null keeps it."""
-
-    @model_validator(mode="after")
-    def _is_a_divergence(self) -> DivergenceSettings:
-        self.choice(self.temperature)  # its ValueError names what does not fit
-        return self
-
-    def choice(self, temperature: float) -> Divergence:
-        return Divergence(self.kind, self.beta, self.skew, self.scaled, temperature)
 
 
 class CacheSettings(Settings):
@@ -112,6 +89,21 @@ class OwnSettings(Settings):
     (arXiv 2410.11325); null: never."""
 
 
+class EarlyToolSettings(Settings):
+    """Calls that open early in an answer."""
+
+    window: int = Field(25, ge=1)
+    """Tokens at the answer's beginning within which a call is to open where the row has one, and none where
+    it has none."""
+
+
+class LengthSettings(Settings):
+    """Text of the student's own that goes on though all is said."""
+
+    hinge: float = Field(0.15, ge=0)
+    """How much longer than the gold text it may be, as a share of that; beyond, it is told to end."""
+
+
 class DistillWeights(Settings):
     kd: float = Field(0.5, ge=0)
     """Divergence from the teacher."""
@@ -137,6 +129,12 @@ class DistillWeights(Settings):
     """Mass outside of a call's grammar; it and the next need data.format.spans.grammar=true."""
     tool_choice: float = Field(0.0, ge=0)
     """Share of the called name among the declared ones."""
+    early_tool: float = Field(0.0, ge=0)
+    """Whether a call opens within the window; needs `early_tool` and data.format.spans.dialect."""
+    direct_call: float = Field(0.0, ge=0)
+    """Unlikelihood of openers of calls where a program would do; needs data.format.spans.direct_calls."""
+    length: float = Field(0.0, ge=0)
+    """Ending text of one's own that has said all; needs `length`, `own` and data.format.spans."""
 
 
 class DistillConfig(MethodConfig):
@@ -156,6 +154,10 @@ class DistillConfig(MethodConfig):
     """Match states of layers, through projections that learn; null = no."""
     own: OwnSettings | None = None
     """Text of the student's own; null = gold text alone."""
+    early_tool: EarlyToolSettings | None = None
+    """Open calls early where one is due, and none where none is; null = no."""
+    length: LengthSettings | None = None
+    """End text of the student's own that has said all and goes on; null = no."""
     chunk: int | None = Field(None, ge=1)
     """Positions whose logits are held at a time; null: at most 1024, fewer for large vocabularies."""
     weights: DistillWeights = DistillWeights()
@@ -168,12 +170,17 @@ class DistillConfig(MethodConfig):
         w = self.weights
         if not any(value for _, value in w):
             raise ValueError("method.weights are all 0: nothing is learned; give one, such as kd=0.5")
-        for part in ("hidden", "own"):
+        for part in ("hidden", "own", "early_tool", "length"):
             if bool(getattr(w, part)) != (getattr(self, part) is not None):
                 raise ValueError(
                     f"method.weights.{part}={getattr(w, part):g} and method.{part}="
                     f"{'{...}' if getattr(self, part) else 'null'} belong together; give both or neither"
                 )
+        if self.length and not self.own:
+            raise ValueError(
+                "method.length is of text that the student writes itself; gold text is as long as it is: "
+                "give method.own and method.weights.own, or drop it"
+            )
         if self.cache and self.teacher:
             raise ValueError("method.teacher and method.cache are two teachers; drop one")
         if self.cache and (w.hidden or w.own or self.entropy):
@@ -193,6 +200,13 @@ class DistillConfig(MethodConfig):
             )
         if self.entropy and not self.weights.kd:
             raise ValueError("method.entropy weighs the teacher's divergence, whose weight kd is 0; drop it")
+        for name, value in () if self.weights.kd else self.divergence:
+            usual = DivergenceSettings.model_fields[name].default
+            if value != usual:
+                raise ValueError(
+                    f"method.divergence.{name}={value} has no effect: weight kd is 0; set it to "
+                    f"{'null' if usual is None else usual}, or drop it"
+                )
         if self.cache and self.divergence.final_temperature:
             raise ValueError("a cache knows single temperatures; drop divergence.final_temperature")
         if self.hidden and self.hidden.decay and "hidden" in self.final_weights:

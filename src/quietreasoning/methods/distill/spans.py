@@ -93,12 +93,17 @@ def placed(batch: Batch, visible: Visible, facts_BA: Tensor) -> Tensor:
     return facts_BT.masked_fill(none_BT.view(*none_BT.shape, *[1] * (facts_BT.dim() - 2)), blank)
 
 
-def _check(batch: Batch, names: Sequence[str]) -> None:
+def check_classes(batch: Batch, name: str) -> None:
+    """UserError where the batch does not say what its answers' tokens are, which the term needs."""
     if batch.answer_BA.shape[1] and not batch.classes_BA.shape[1]:
         raise UserError(
-            f"method.weights.{names[0]} needs to know what the tokens of an answer are: set "
+            f"method.weights.{name} needs to know what the tokens of an answer are: set "
             "data.format.spans.dialect, such as json"
         )
+
+
+def _check(batch: Batch, names: Sequence[str]) -> None:
+    check_classes(batch, names[0])
     missing = [name for name in names if name in GRAMMAR]
     if missing and batch.answer_BA.shape[1] and not batch.allowed_BAW.shape[1]:
         raise UserError(

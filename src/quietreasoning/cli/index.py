@@ -1,0 +1,200 @@
+"""`quiet index pkm | keys | knn | episodic | verify-knn`: what a model reads beyond its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from quietreasoning.cli.guard import guarded
+from quietreasoning.cli.teacher import WORDS
+from quietreasoning.cli.train import JSON
+
+app = typer.Typer(help="Make and check what a model reads beyond its weights.", no_args_is_help=True)
+MODEL = typer.Argument(..., metavar="MODEL_OR_RUN", help="A model folder, a hub id or a run.")
+
+
+@app.command("pkm")
+@guarded
+def pkm(
+    path: str = typer.Option(..., "--path", metavar="FILE.npy", help="Where the int8 values go."),
+    slots: int = typer.Option(4_000_000, "--slots", min=1, metavar="N", help="Rows; a perfect square."),
+    value_dim: int = typer.Option(256, "--value-dim", min=1, metavar="V", help="Width of a row."),
+    run: str = typer.Option(
+        None, "--run", metavar="RUN", help="Take the values of this workspace run; default: zeros, silent."
+    ),
+    json: str = JSON,
+) -> None:
+    """Write the values of a product-key memory as a model serves them, scales beside them."""
+
+    def work(show: Any) -> dict[str, Any]:
+        from quietreasoning.indices.pkm import make_pkm
+
+        return make_pkm(Path(path), slots, value_dim, run, show)
+
+    _told(work, json)
+
+
+@app.command("keys")
+@guarded
+def keys(
+    model: str = MODEL,
+    settings: list[str] = WORDS,
+    recipe: str = typer.Option(None, "--recipe", help="Whose rows are read."),
+    dataset: str = typer.Option(
+        None, "--dataset", metavar="NAME", help="A task or JSONL file; default: the run's own task."
+    ),
+    split: str = typer.Option("train", "--split", help="train or valid."),
+    no_steps: bool = typer.Option(False, "--no-steps", help="Rows without their visible chain."),
+    out: str = typer.Option(
+        ..., "--out", metavar="DIR", help="The datastore; what is there is gone on with."
+    ),
+    batch_size: int = typer.Option(8, "--batch-size", min=1, metavar="B", help="Rows read at once."),
+    rows_per_shard: int = typer.Option(
+        256, "--rows-per-shard", min=1, metavar="N", help="Rows in a file; one is closed at a time."
+    ),
+    dtype: str = typer.Option(
+        None, "--dtype", help="float32 or bfloat16 (default) for a model; a run has its own."
+    ),
+    revision: str = typer.Option(None, "--revision", help="Commit or tag of a hub id."),
+    json: str = JSON,
+) -> None:
+    """Let a model read rows; keep its state at every token and the token after it, for an index."""
+
+    def work(show: Any) -> dict[str, Any]:
+        from quietreasoning.capture import Request
+        from quietreasoning.indices.knn import make_keys
+        from quietreasoning.memory.datastore import Size
+
+        request = Request(
+            model=model,
+            out=Path(out),
+            recipe=recipe,
+            dataset=dataset,
+            settings=tuple(settings or ()),
+            split=split,
+            steps=not no_steps,
+            dtype=dtype,
+            revision=revision,
+        )
+        return make_keys(request, Size(rows_per_shard, batch_size), show)
+
+    _told(work, json)
+
+
+@app.command("knn")
+@guarded
+def knn(
+    keys: str = typer.Option(
+        ..., "--keys", metavar="FILE.npy", help="float32 (N, dim), or the folder of a datastore."
+    ),
+    values: str = typer.Option(
+        ..., "--values", metavar="FILE.npy", help="The next token of each, (N,), or the same folder."
+    ),
+    output: str = typer.Option(..., "--output", metavar="FILE", help="The index; values stand beside it."),
+    dim: int = typer.Option(
+        ..., "--dim", min=1, metavar="D", help="Width of the keys; 2304 of the 3b model."
+    ),
+    factory: str = typer.Option("IVF4096,PQ32", "--factory", help="What kind of index, as faiss writes it."),
+    nprobe: int = typer.Option(32, "--nprobe", min=1, metavar="N", help="Cells a search looks into."),
+    json: str = JSON,
+) -> None:
+    """Build the index of a kNN-LM from keys and next tokens."""
+
+    def work(show: Any) -> dict[str, Any]:
+        from quietreasoning.indices.knn import make_knn
+
+        done = make_knn(Path(keys), Path(values), Path(output), dim, factory, nprobe, show)
+        if done["factory"] != done["asked"]:
+            typer.echo(
+                f"quiet: note: {done['entries']} keys cannot train {done['asked']}; built {done['factory']}",
+                err=True,
+            )
+        return done
+
+    _told(work, json)
+
+
+@app.command("episodic")
+@guarded
+def episodic(
+    input: str = typer.Option(..., "--input", metavar="FILE.jsonl", help="Events, a row each."),
+    output: str = typer.Option(..., "--output", metavar="DIR", help="The store; what is there is renewed."),
+    encoder: str = typer.Option(
+        ..., "--encoder", metavar="NAME", help="What made the vectors, such as NAME@REVISION:last."
+    ),
+    vectors: str = typer.Option(
+        None, "--vectors", metavar="FILE.npy", help="float32 (N, dim), a row each; default: in the rows."
+    ),
+    backend: str = typer.Option(
+        "faiss_ivfpq", "--backend", help="Or flat, faiss_flat, faiss_hnsw, hnswlib, scann."
+    ),
+    ttl_days: float = typer.Option(30.0, "--ttl-days", metavar="DAYS", help="After which events expire."),
+    json: str = JSON,
+) -> None:
+    """Write an episodic store from curated events."""
+
+    def work(show: Any) -> dict[str, Any]:
+        from quietreasoning.indices.episodic import make_episodic
+
+        return make_episodic(
+            Path(input),
+            Path(output),
+            encoder,
+            vectors=None if vectors is None else Path(vectors),
+            backend=backend,
+            ttl_days=ttl_days,
+            show=show,
+        )
+
+    _told(work, json)
+
+
+@app.command("verify-knn")
+@guarded
+def verify_knn(
+    index: str = typer.Option(..., "--index", metavar="FILE", help="An index of quiet index knn."),
+    queries: str = typer.Option(..., "--queries", metavar="FILE.npy", help="float32 (M, dim)."),
+    k: int = typer.Option(10, "--k", min=1, help="Neighbours."),
+    keys: str = typer.Option(
+        ..., "--keys", metavar="FILE.npy", help="The keys it was made of, for the exact search."
+    ),
+    json: str = JSON,
+) -> None:
+    """Check an index, and tell its recall@k against exact search."""
+
+    def work(show: Any) -> dict[str, Any]:
+        from quietreasoning.indices.knn import verify_knn
+
+        return verify_knn(Path(index), Path(queries), k, Path(keys), show)
+
+    _told(work, json)
+
+
+def _told(work: Callable[[Any], dict[str, Any]], json: str | None) -> None:
+    """Do it under a progress bar, then tell the figures."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from quietreasoning.cli.output import json_alone, print_table, write_json
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar, tasks = Progress(*columns, console=Console(stderr=True)), {}
+
+    def show(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            bar.start()  # not before: a refusal comes without a bar
+            tasks[what] = bar.add_task(what, total=total)
+        bar.update(tasks[what], completed=done, total=total)
+
+    with json_alone(json):
+        try:
+            figures = work(show)
+        finally:
+            if tasks:
+                bar.stop()
+    write_json(json, figures)
+    if json != "-":
+        print_table(("", ""), [(name.replace("_", " "), value) for name, value in figures.items()])

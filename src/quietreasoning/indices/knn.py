@@ -1,0 +1,139 @@
+"""`quiet index keys`, `knn` and `verify-knn`: from a model's reading of texts to a checked index."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quietreasoning.backbone import Backbone
+from quietreasoning.backbone.weights import weights_identity
+from quietreasoning.capture import Request, check, lay_out, open_data, open_teacher
+from quietreasoning.config import UserError
+from quietreasoning.data.config import build_task
+from quietreasoning.data.load import load_split
+from quietreasoning.data.teacher_cache.header import check_teacher, tokenizer_facts
+from quietreasoning.memory.arrays import open_keys, open_values
+from quietreasoning.memory.datastore import Size, Source, build_datastore, source_in
+from quietreasoning.memory.knn_index import (
+    FACTORY,
+    NPROBE,
+    KNNIndex,
+    Show,
+    build,
+    fitting,
+    make,
+    own_keys,
+    quiet,
+    recall,
+)
+from quietreasoning.memory.knn_lm import values_of
+from quietreasoning.memory.sidecar import replacing, seal
+
+_LAID_OUT = 256  # rows at once
+
+
+def make_keys(request: Request, size: Size, show: Show = quiet) -> dict[str, Any]:
+    """A datastore of every position of the rows that a student of these data would read, each as often as it
+    is there. The same command goes on where it ended."""
+    check(request)
+    teacher = open_teacher(request.model, request.revision, request.dtype)
+    data, encoder = open_data(request, teacher)
+    check_teacher(request.model, teacher.tokenizer, encoder.tokenizer)
+    task = build_task(data)
+    examples, dropped = load_split(task, request.split, data, encoder)
+    rows = []
+    for first in range(0, len(examples), _LAID_OUT):
+        some = [examples[i] for i in range(first, min(first + _LAID_OUT, len(examples)))]
+        rows += [row.ids for row in lay_out(encoder, some, text=task.text, steps=request.steps)]
+    source = source_of(teacher.backbone, teacher.tokenizer)
+    counts = build_datastore(teacher.backbone.model, rows, request.out, source, size=size, show=show)
+    return {"datastore": str(request.out), "dim": source.dim, "dropped": dropped} | counts
+
+
+def make_knn(
+    keys: Path,
+    values: Path,
+    output: Path,
+    dim: int,
+    factory: str = FACTORY,
+    nprobe: int = NPROBE,
+    show: Show = quiet,
+) -> dict[str, Any]:
+    """An index of keys, its values beside it. Where the keys are too few for the factory, a smaller one is
+    taken, and the result says so."""
+    make(factory, dim)  # or refused before any work
+    if keys.is_dir() != values.is_dir() or (keys.is_dir() and keys.resolve() != values.resolve()):
+        raise UserError(f"--values {values}: a datastore is one folder, given as --keys and as --values")
+    source = _source(source_in(keys)) if keys.is_dir() else None
+    rows = open_keys(keys, "--keys", dim)
+    tokens = open_values(values, "--values", len(rows))
+    taken = fitting(factory, len(rows))
+    beside = values_of(output)
+    with replacing(beside) as temporary:
+        out = np.lib.format.open_memmap(temporary, "w+", np.int32, (len(tokens),))
+        for first, batch in tokens.batches(1 << 20):
+            if batch.min() < 0 or batch.max() > np.iinfo(np.int32).max:
+                raise UserError(
+                    f"--values {values}: ids go from {batch.min()} to {batch.max()}; give token ids"
+                )
+            out[first : first + len(batch)] = batch
+        out.flush()
+        del out
+    held = seal(beside, kind="knn-values", dim=1, metric="none", counts={"entries": len(tokens)})
+    about = {
+        "command": "quiet index knn",
+        "asked": factory,
+        "source": source,
+        "keys_sha256": rows.sha256(),
+        "values_sha256": held.sha256,
+    }
+    sidecar = build(rows, output, taken, nprobe=nprobe, made_by=about, show=show)
+    return {
+        "index": str(output),
+        "values": str(beside),
+        "entries": len(rows),
+        "dim": dim,
+        "factory": taken,
+        "asked": factory,
+        "nprobe": sidecar.made_by["nprobe"],
+        "index_bytes": sidecar.bytes,
+        "values_bytes": held.bytes,
+    }
+
+
+def verify_knn(index: Path, queries: Path, k: int, keys: Path, show: Show = quiet) -> dict[str, Any]:
+    """recall@k against an exact search of the keys that the index was made of, and its mean distances."""
+    opened = KNNIndex.open(index)
+    rows = own_keys(opened, keys, str(index))
+    asked = open_keys(queries, "--queries", opened.dim)
+    queries_MD = asked.take(np.arange(len(asked)))
+    if not np.isfinite(queries_MD).all():
+        raise UserError(f"--queries {queries}: some numbers are not finite; leave those queries out")
+    distances_MK, ids_MK = opened.search(queries_MD, min(k, len(opened)))
+    found = distances_MK[ids_MK >= 0]
+    return {
+        "index": str(index),
+        "entries": len(opened),
+        "queries": len(queries_MD),
+        "k": k,
+        "recall": recall(opened, rows, queries_MD, k, show),
+        "found_per_query": float((ids_MK >= 0).sum(1).mean()),
+        "mean_distance": float(found.mean()) if len(found) else None,
+        "factory": opened.sidecar.made_by.get("factory"),
+        "nprobe": opened.sidecar.made_by.get("nprobe"),
+    }
+
+
+def source_of(backbone: Backbone, tokenizer: Any) -> Source:
+    """What keys and values of this model are made of; the hash of its weights reads them all."""
+    facts = tokenizer_facts(tokenizer)
+    return Source(
+        weights_identity(backbone)["sha256"], facts["tokenizer_sha256"], backbone.width, facts["vocabulary"]
+    )
+
+
+def _source(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: settings.get(name) for name in asdict(Source("", "", 1, 1))}

@@ -1,0 +1,1 @@
+"""Tools by the names they had first."""

@@ -3,14 +3,14 @@
     quiet train distill/teacher-tiny && quiet export runs/distill-teacher-tiny-0 runs/teacher
     python experiments/distill_tools.py --teacher runs/teacher --seeds 0 1 2 --out runs/distill-tools
 
-Few questions have gold answers (`--labelled`), the teacher answers many (`--rows`, `quiet data texts --keep all
---no-steps`: nobody checks them). Arms of a seed, from nothing, for the same steps: `sft`, the gold rows alone;
-`text`, what the teacher wrote; `kd`, that and what it expected at every token; `spans`, and what tokens are.
-Then from `spans`: `rewards` on the gold questions, and `longer`, as many further steps of the same kind; from
-`kd`: `own`, the student's own text, and `kd-longer`; from `spans` as integers: `int8`, rounded, and `qat`, the
-float student teaching its rounded self. `sft-all` has gold answers to every question. Test rows are asked by
-real generation; KL is per token in nats: of the student from the teacher on gold text, and the reverse on text
-of its own.
+Few questions have gold answers (`--labelled`), the teacher answers many (`--rows`, `quiet data texts --keep
+all --no-steps`: nobody checks them). Arms of a seed, from nothing, for the same steps: `sft`, the gold rows
+alone; `text`, what the teacher wrote; `kd`, that and what it expected at every token; `spans`, and what
+tokens are. Then from `spans`: `rewards` on the gold questions, and `longer`, as many further steps of the
+same kind; from `kd`: `own`, the student's own text, and `kd-longer`; from `spans` as integers: `int8`,
+rounded, and `qat`, the float student teaching its rounded self. `sft-all` has gold answers to every
+question. Test rows are asked by real generation; KL is per token in nats: of the student from the teacher
+on gold text, and the reverse on text of its own.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
     python experiments/latent_curriculum.py --seeds 0 1 2 --out runs/latent-curriculum
 
 Per seed: a teacher learns chains of one to four hops (recipe cot/pointer), `quiet data texts` keeps what it
-writes where it is right, and a student of its own size or less learns from these rows alone. Arms: `replaced`,
-as in Coconut (arXiv 2412.06769), the loss of what is still visible; `said`, each latent besides says its step;
-`fine-tune`, the same stages and steps without a latent: steps go, and nothing takes their place. Every stage
-is asked 1,000 test questions by real generation; thoughts of the last stage are also zeroed, and those of
-another question.
+writes where it is right, and a student of its own size or less learns from these rows alone. Arms:
+`replaced`, as in Coconut (arXiv 2412.06769), the loss of what is still visible; `said`, each latent besides
+says its step; `fine-tune`, the same stages and steps without a latent: steps go, and nothing takes their
+place. Every stage is asked 1,000 test questions by real generation; thoughts of the last stage are also
+zeroed, and those of another question.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ demo: install
 	.venv/bin/quiet demo
 
 test: install
-	.venv/bin/python -m pytest -n 2
+	.venv/bin/python -m pytest -n 2 --dist worksteal
 
 bench: install
 	.venv/bin/python benchmarks/startup.py

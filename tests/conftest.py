@@ -1,4 +1,4 @@
-"""One thread per test process, no network; set before torch is imported."""
+"""One thread per test process, no network, reproducible products; set before torch is imported."""
 
 import os
 from collections.abc import Callable
@@ -10,6 +10,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
+# Else MKL's products depend, on some processors, on where a weight lies in memory; tests compare bits.
+os.environ["MKL_CBWR"] = "AUTO"
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -8,6 +8,7 @@ import pytest
 from quietreasoning.config import UserError
 from quietreasoning.data.config import DataConfig, build_task
 from quietreasoning.data.tasks import TASKS
+from quietreasoning.evaluate.scorers import SCORERS
 from quietreasoning.validation import validate
 
 
@@ -39,7 +40,7 @@ def test_options_belong_to_the_task():
 
 def test_every_task_says_what_it_is():
     for name, task in TASKS.items():
-        assert task.name == name and task.scorer in ("exact", "numeric", "code", "call", "turn")
+        assert task.name == name and task.scorer in SCORERS
         assert task.describe and "\n" not in task.describe and len(task.describe) < 90
         assert task.splits[-1] == "test"
 

@@ -23,6 +23,7 @@ from quietreasoning.methods.sequence import visible_part
 from quietreasoning.train.rng import seed_all
 
 T = 2.0
+UNTAUGHT = ("method.weights.kd=0", "method.divergence.temperature=1")  # needs neither teacher nor cache
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def take(smollm3, recipe, tmp_path_factory):
 
     def make(keep, steps=True, *settings):
         out = tmp_path_factory.mktemp("cache") / "c"
-        settings = (f"method.steps={str(steps).lower()}", "method.weights.kd=0", *settings)
+        settings = (f"method.steps={str(steps).lower()}", *UNTAUGHT, *settings)
         capture(Request(str(smollm3), out, recipe, None, settings, steps=steps, keep=keep, dtype="float32"))
         return out
 
@@ -111,7 +112,7 @@ def test_the_doctor_passes_on_a_cached_recipe(recipe, take):
 def test_a_row_that_no_teacher_read_changes_nothing_for_the_rows_beside_it(recipe, smollm3, whole):
     """As the doctor asks: its own batch first, which must be known, then rows that it has changed."""
     encoder = Encoder(load_tokenizer(str(smollm3)), context=256)
-    examples = build_task(resolve(recipe, ["method.weights.kd=0"]).config.stages[0].data).split("train", 2)
+    examples = build_task(resolve(recipe, UNTAUGHT).config.stages[0].data).split("train", 2)
     batch = encoder.batch(examples)
     visible = visible_part(batch, encoder.markers(), 0)
     ids_BT = torch.cat([batch.prompt_BP, visible.ids_BT], 1)
@@ -160,7 +161,7 @@ def test_another_cache_is_refused_with_the_cure(
 
 
 def test_a_recipe_that_learns_other_positions_is_refused_at_the_capture(smollm3, recipe, tmp_path):
-    words = ["data", "teacher", smollm3, "--recipe", recipe, "--out", tmp_path / "c", "method.weights.kd=0"]
+    words = ["data", "teacher", smollm3, "--recipe", recipe, "--out", tmp_path / "c", *UNTAUGHT]
     code, told = quiet(*words, "--no-steps")
     assert code == 2 and "method.steps=true" in told and "leave --no-steps out" in told
     code, told = quiet(*words, "method.steps=false")

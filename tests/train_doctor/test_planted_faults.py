@@ -388,7 +388,7 @@ def test_a_term_without_its_batch_field_is_named(backbone, markers, batch):
     blind = replace(batch, results_BKR=torch.full_like(batch.results_BKR, IGNORE))
     found = examine(Slots(backbone, Slots.Config(), markers), blind).findings
     assert [(finding.check, finding.where) for finding in found] == [("missing-field", "term step")]
-    assert "results_BKR is empty" in found[0].problem
+    assert "empty here: results_BKR" in found[0].problem
 
 
 def test_every_check_is_exercised():

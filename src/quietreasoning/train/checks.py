@@ -125,7 +125,7 @@ def counts(exam: Exam, reading: Reading) -> None:
                 "missing-field",
                 where,
                 f"weight {term.weight:g}, but no {unit} to count"
-                + (f": {', '.join(empty)} is empty" if empty else ""),
+                + (f"; empty here: {', '.join(empty)}" if empty else ""),
                 f"Give data that has it, or set method.weights.{name}=0.",
             )
 

@@ -81,6 +81,16 @@ class StageConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _where_to_stop_has_a_reader(self) -> StageConfig:
+        halt = getattr(self.method, "halt", None)
+        if self.data.format.halt is not None and (halt is None or halt.target != "rows"):
+            raise ValueError(
+                "data.format.halt has no effect: a method reads it with method.halt.target=rows; set that, "
+                "or data.format.halt=null"
+            )
+        return self
+
 
 class RunConfig(Settings):
     """A whole run."""

@@ -7,7 +7,6 @@ made. What was written is loaded back and asked: of the tokens that stayed it mu
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from quietreasoning.data.made import refused_by_disk
 from quietreasoning.data.token_text import id_map, same_roles, special_ids, token_keys, token_strings
 from quietreasoning.data.tokenizers import load_tokenizer, save_tokenizer
 from quietreasoning.data.trim import trimmed
+from quietreasoning.disk import sync
 
 ASKED = (8, 16)  # rows and tokens of the text that both are asked about
 NEAR = {torch.float32: 1e-4, torch.float64: 1e-8}  # of the largest logit; others below
@@ -246,11 +246,7 @@ def write(model: nn.Module, tokenizer: Any, target: Path) -> Path:
         save_folder(model, draft)
         save_tokenizer(tokenizer, draft)
         for path in (*draft.iterdir(), draft):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync(path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise refused_by_disk(target, error) from error

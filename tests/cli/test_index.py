@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from quietreasoning.cli.main import app
 from quietreasoning.config import UserError
-from quietreasoning.memory.episodic import EpisodicStore
+from quietreasoning.indices.episodic import open_made
 from quietreasoning.memory.episodic_settings import EpisodicSettings
 from quietreasoning.memory.knn_index import KNNIndex, fitting
 from quietreasoning.memory.sidecar import check
@@ -176,13 +176,13 @@ def test_episodic_writes_a_store_that_answers(arrays, tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(text)
     np.save("thirty.npy", arrays[:30])
     made = ("episodic", "--input", "plain.jsonl", "--output", "store", "--encoder", "m:last")
-    flat = ("--vectors", "thirty.npy", "--backend", "flat")
+    flat = ("--vectors", "thirty.npy", "--backend", "flat", "--ttl-days", 90)
     code, figures, _ = quiet(*made, *flat)
     assert code == 0 and (figures["added"], figures["entries"]) == (30, 30)
     again = quiet(*made, *flat)[1]
     assert (again["added"], again["renewed"], again["entries"]) == (0, 30, 30)
-    settings = EpisodicSettings(backend="flat")
-    with EpisodicStore("store", dim=DIM, encoder="m:last", settings=settings) as store:
+    with open_made(tmp_path / "store") as store:  # as it was made, not by default
+        assert store.settings == EpisodicSettings(backend="flat", ttl_days=90)
         assert store.query(arrays[7], 1)[0][0].entry.text == "event 7"
     old = quiet("episodic", "--input", "vectors.jsonl", "--output", "old", *made[5:], "--backend", "flat")[1]
     assert (old["expired"], old["entries"]) == (30, 0)  # stamped in 1970
@@ -191,10 +191,13 @@ def test_episodic_writes_a_store_that_answers(arrays, tmp_path):
         (made, "plain.jsonl:1"),
         ((*made, "--vectors", "keys.npy"), f"{N} vectors for 30 events"),
         ((*made, *flat[:2], "--backend", "fais"), "--backend fais"),
-        ((*made, *flat, "--ttl-days", 0), "--ttl-days 0"),
+        ((*made, *flat[:4], "--ttl-days", 0), "--ttl-days 0"),
     ):
         code, _, said = quiet(*words)
         assert code == 2 and says in " ".join(said.split()), said
+    (tmp_path / "store" / "episodic.json").write_text("{}")
+    with pytest.raises(UserError, match=r"does not say how this store was made.*quiet index episodic"):
+        open_made(tmp_path / "store")
     (tmp_path / "plain.jsonl").write_text('{"text": "a"}\n{"text": 3}\n')
     assert "plain.jsonl:2" in quiet(*made, *flat)[2]
 

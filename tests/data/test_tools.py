@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 
 from quietreasoning.data.encoder import Encoder
-from quietreasoning.data.tasks.tool_forms import Wish, written
+from quietreasoning.data.tasks.tool_forms import Wish, tool_counts, written
 from quietreasoning.data.tasks.tool_pool import BY_NAME, POOL, execute
 from quietreasoning.data.tasks.tools import DECLINE, Problem, Tools, ToolsConfig
 from quietreasoning.data.tokenizers import train_words
@@ -34,7 +34,7 @@ def test_gold_calls_are_valid_and_give_the_result_that_the_answer_tells(options)
     for e in examples:
         kind, calls, tools = e.meta["kind"], e.meta["calls"], e.meta["tools"]
         names = [tool["name"] for tool in tools]
-        assert len(set(names)) == len(names) and len(names) in task.config.tool_counts
+        assert len(set(names)) == len(names) and len(names) in tool_counts(task.config.tools, 2, 8)
         assert e.meta["needs_tool"] == bool(calls) == (kind in ("call", "answer"))
         assert all(valid_call(call, tools) for call in calls)
         assert tuple(execute(call["name"], call["arguments"]) for call in calls) == e.meta["result"]

@@ -12,7 +12,7 @@ import quietreasoning
 PACKAGE = Path(quietreasoning.__file__).parent
 FLOORS = (
     {
-        *("config", "yaml_text", "layers", "recipe", "validation", "contract", "kinds", "versions"),
+        *("config", "disk", "yaml_text", "layers", "recipe", "validation", "contract", "kinds", "versions"),
         *("seed_seen", "seed_code_mode", "seed_keys", "seed_absent", "seed_files"),
     },
     {"nn", "losses", "optim", "memory"},

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from quietreasoning.build import resolve
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Role
 from quietreasoning.losses.hazard import first_above, soft_survival_loss, utility_target
@@ -216,3 +217,8 @@ def test_a_model_that_counts_columns_is_refused():
         built({"weight": 1}, backbone=sliding())
     with pytest.raises(ValueError, match=r"method\.halt is null"):
         built(backbone=method().backbone).depths(batch_of(ROWS))
+
+
+def test_a_format_that_no_method_reads_is_refused():
+    with pytest.raises(UserError, match=r"data\.format\.halt has no effect.*method\.halt\.target=rows"):
+        resolve("plain/pointer", ["data.format.halt.source=judge"])

@@ -63,6 +63,20 @@ def make_episodic(
     }
 
 
+def open_made(folder: Path) -> EpisodicStore:
+    """A store that `make_episodic` wrote, with the backend and time of life that it was made with."""
+    path = folder / SETTINGS
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        settings = EpisodicSettings(backend=about["backend"], ttl_days=about["ttl_days"])
+        dim, encoder = int(about["dim"]), str(about["encoder"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} does not say how this store was made ({error}). Run quiet index episodic on it again."
+        ) from error
+    return EpisodicStore(folder, dim=dim, encoder=encoder, settings=settings)
+
+
 def _survey(path: Path, vectors: Path | None) -> tuple[int, int]:
     """How many events, and the width of their vectors; UserError for the first row that is none."""
     rows = None if vectors is None else open_array(vectors, "--vectors", "float32 vectors (N, dim)")

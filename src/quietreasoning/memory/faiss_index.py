@@ -5,6 +5,7 @@ Compressed scores are approximate, so that whoever has the vectors ranks the can
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +19,7 @@ from quietreasoning.memory.vectors import METRIC, as_ids, as_vectors, nothing, p
 BATCH = 1 << 16  # vectors added at a time
 
 
-class _Faiss:
+class _Faiss(ABC):
     """What an index with ids of its own does; `_index` is FAISS's."""
 
     metric = METRIC
@@ -27,8 +28,9 @@ class _Faiss:
         self.dim, self.settings = dim, settings
         self._index = self._new()
 
+    @abstractmethod
     def _new(self) -> Any:
-        raise NotImplementedError
+        """FAISS's index, empty."""
 
     def __len__(self) -> int:
         return self._index.ntotal

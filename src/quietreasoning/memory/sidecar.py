@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from quietreasoning.config import UserError
+from quietreasoning.disk import sync
 
 FORMAT = 1
 MAX_BYTES = 1 << 16  # of a sidecar
@@ -161,15 +162,6 @@ def hash_of(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """A file, or the names in a folder, onto the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _regular(path: Path, again: str) -> os.stat_result:

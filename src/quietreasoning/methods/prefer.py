@@ -31,7 +31,7 @@ from quietreasoning.losses.policy import token_log_probs
 from quietreasoning.methods.examining import label_log_probs
 from quietreasoning.methods.grpo import still
 from quietreasoning.methods.grpo_reference import Reference
-from quietreasoning.methods.sequence import Visible, read_given, read_visible, visible_part
+from quietreasoning.methods.sequence import Visible, read_given, read_visible, starts, visible_part
 from quietreasoning.methods.writing import Ready, Writer
 
 BETA, GAMMA = {"dpo": 0.1, "simpo": 2.0}, 1.0
@@ -208,8 +208,7 @@ def _paired(batch: Batch) -> Tensor:
 
 def _openers(classes_CA: Tensor) -> Tensor:
     """The first token of each call that should not have been opened."""
-    is_CA = classes_CA == Kind.DIRECT_CALL
-    return is_CA & ~F.pad(is_CA, (1, 0))[:, : is_CA.shape[1]]
+    return starts(classes_CA == Kind.DIRECT_CALL)
 
 
 def _said(logp_C: Tensor, paired_B: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

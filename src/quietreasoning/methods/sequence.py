@@ -116,3 +116,8 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Written rows of tokens as one tensor [B, T], padded on the right."""
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[IGNORE] * (longest - len(row))] for row in rows], device=device)
+
+
+def starts(inside_BT: Tensor) -> Tensor:
+    """The first place of each run of places [B, T]."""
+    return inside_BT & ~torch.nn.functional.pad(inside_BT, (1, 0))[:, : inside_BT.shape[1]]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from quietreasoning.config import UserError
+from quietreasoning.disk import sync
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -77,12 +77,12 @@ def save(run_dir: Path, step: int, files: Files, after: int = 0) -> Path:
             _write(temporary / file, content)
         entries = {path.name: fingerprint(path) for path in sorted(temporary.iterdir())}
         _write(temporary / MANIFEST, {"format": FORMAT, "files": entries})
-        _sync(temporary)
+        sync(temporary)
         replaced = run_dir / f"{REPLACED}{final.name}"
         if final.exists():
             final.rename(replaced)
         temporary.rename(final)
-        _sync(run_dir)
+        sync(run_dir)
         shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         clean(run_dir)
@@ -207,15 +207,7 @@ def _write(path: Path, content: Tensors | Mapping[str, Any]) -> None:
         save_file(dict(content.tensors), path, dict(content.metadata) or None)
     else:
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path)
 
 
 def _remove(path: Path) -> None:

@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 from quietreasoning.config import Settings
 from quietreasoning.data.example import Example
 from quietreasoning.data.tasks.base import GeneratedTask, digest, stream
-from quietreasoning.data.tasks.tool_forms import one_or_list, signature, written
+from quietreasoning.data.tasks.tool_forms import one_or_list, signature, tool_counts, written
 from quietreasoning.data.tasks.tool_pool import CITIES, ITEMS, PEOPLE, ROOMS
 
 DAYS = range(1, 29)
@@ -72,16 +72,10 @@ class ProgramsConfig(Settings):
     most: int = Field(3, ge=2, le=6)
     """Most values that a request asks for at once."""
 
-    @property
-    def tool_counts(self) -> tuple[int, ...]:
-        return (self.tools,) if isinstance(self.tools, int) else self.tools
-
     @field_validator("tools")
     @classmethod
     def _counts_fit(cls, tools: int | tuple[int, ...]) -> int | tuple[int, ...]:
-        counts = (tools,) if isinstance(tools, int) else tools
-        if not counts or min(counts) < 1 or max(counts) > len(SHEETS):
-            raise ValueError(f"tools={tools} must lie between 1 and {len(SHEETS)}")
+        tool_counts(tools, 1, len(SHEETS))
         return tools
 
 
@@ -165,7 +159,7 @@ class Programs(GeneratedTask):
     def _declare(self, sheet: Sheet, rng: random.Random) -> list[tuple[Sheet, str]]:
         """The tool that fits among others, in random order, each under one of its names."""
         others = rng.sample([other for other in SHEETS if other is not sheet], len(SHEETS) - 1)
-        shown = [sheet, *others[: rng.choice(self.config.tool_counts) - 1]]
+        shown = [sheet, *others[: rng.choice(tool_counts(self.config.tools, 1, len(SHEETS))) - 1]]
         rng.shuffle(shown)
         return [(each, rng.choice(each.names)) for each in shown]
 

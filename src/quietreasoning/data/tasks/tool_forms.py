@@ -112,3 +112,11 @@ def _kind(schema: Mapping[str, Any]) -> str:
     if schema["type"] == "object":
         return f"{{ {_fields(schema)} }}"
     return f"[ {_kind(schema['items'])} ]" if schema["type"] == "array" else schema["type"]
+
+
+def tool_counts(tools: int | tuple[int, ...], least: int, most: int) -> tuple[int, ...]:
+    """How many tools a row may declare, by a setting of one number or several; ValueError beyond the ends."""
+    counts = (tools,) if isinstance(tools, int) else tools
+    if not counts or min(counts) < least or max(counts) > most:
+        raise ValueError(f"tools={tools} must lie between {least} and {most}")
+    return counts

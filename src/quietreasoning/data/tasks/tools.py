@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from quietreasoning.config import Settings
 from quietreasoning.data.example import Example
 from quietreasoning.data.tasks.base import GeneratedTask, digest, stream
-from quietreasoning.data.tasks.tool_forms import Declared, Wish, one_or_list, signature, written
+from quietreasoning.data.tasks.tool_forms import Declared, Wish, one_or_list, signature, tool_counts, written
 from quietreasoning.data.tasks.tool_pool import (
     BY_NAME,
     CITIES,
@@ -60,16 +60,10 @@ class ToolsConfig(Settings):
     distractors: Literal["similar", "random"] = "similar"
     """The tools that do not fit: those first that share a word with one that does, or any."""
 
-    @property
-    def tool_counts(self) -> tuple[int, ...]:
-        return (self.tools,) if isinstance(self.tools, int) else self.tools
-
     @field_validator("tools")
     @classmethod
     def _counts_fit(cls, tools: int | tuple[int, ...]) -> int | tuple[int, ...]:
-        counts = (tools,) if isinstance(tools, int) else tools
-        if not counts or min(counts) < 2 or max(counts) > MOST_TOOLS:
-            raise ValueError(f"tools={tools} must lie between 2 and {MOST_TOOLS}")
+        tool_counts(tools, 2, MOST_TOOLS)
         return tools
 
 
@@ -151,7 +145,7 @@ class Tools(GeneratedTask):
         if self.config.distractors == "similar":
             words = {word for tool in meant for name in tool.names for word in name.split("_")}
             others.sort(key=lambda tool: words.isdisjoint("_".join(tool.names).split("_")))
-        count = rng.choice(self.config.tool_counts)
+        count = rng.choice(tool_counts(self.config.tools, 2, MOST_TOOLS))
         shown = [] if problem.kind == "decline" else meant
         shown = [*shown, *others[: count - len(shown)]]
         rng.shuffle(shown)

@@ -33,6 +33,7 @@ from quietreasoning.data.made import content_hash, refused_by_disk, temporary_na
 from quietreasoning.data.teacher_cache.header import CACHE
 from quietreasoning.data.teacher_cache.keys import Row
 from quietreasoning.data.teacher_cache.targets import Targets, joined
+from quietreasoning.disk import sync
 
 Line = dict[str, Any]
 
@@ -81,7 +82,7 @@ def write_shard(
         }
         temporary.replace(folder / line["file"])
         temporary.parent.rmdir()
-        _sync(folder)
+        sync(folder)
         with _index(folder, rank, ranks).open("ab") as index:
             index.write((json.dumps(line | {"check": content_hash(line)}) + "\n").encode())
             index.flush()
@@ -108,15 +109,6 @@ def _arrays(
     if keep["coverage"] is not None or keep["draws"] is not None:
         arrays["counts"] = whole.counts.astype(np.min_scalar_type(keep["draws"] or keep["k"]))
     return arrays
-
-
-def _sync(folder: Path) -> None:
-    """A new name is on disk once its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _index(folder: Path, rank: int, ranks: int) -> Path:

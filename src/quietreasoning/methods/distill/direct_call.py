@@ -19,7 +19,7 @@ from quietreasoning.contract import Batch, Term
 from quietreasoning.kinds import Kind
 from quietreasoning.losses.preference import unlikelihood
 from quietreasoning.methods.distill.spans import check_classes, placed
-from quietreasoning.methods.sequence import Visible
+from quietreasoning.methods.sequence import Visible, starts
 
 NAME = "direct_call"
 
@@ -27,8 +27,7 @@ NAME = "direct_call"
 def openers(batch: Batch, visible: Visible) -> Tensor:
     """The first token of each opener [B, T]. UserError where the batch has no classes."""
     check_classes(batch, NAME)
-    is_BT = placed(batch, visible, batch.classes_BA) == Kind.DIRECT_CALL
-    return is_BT & ~torch.nn.functional.pad(is_BT, (1, 0))[:, :-1]
+    return starts(placed(batch, visible, batch.classes_BA) == Kind.DIRECT_CALL)
 
 
 def term(backbone: Backbone, batch: Batch, visible: Visible, hidden_BTD: Tensor, weight: float) -> Term:

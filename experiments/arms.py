@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from quietreasoning.build import Builder, Loaded, Resolved, StageConfig, open_run, resolve
+from quietreasoning.build import Builder, Loaded, Resolved, open_run, resolve
 from quietreasoning.contract import Method
 from quietreasoning.data.example import Example
 from quietreasoning.evaluate.config import EvalConfig
@@ -20,6 +20,7 @@ from quietreasoning.evaluate.rows import Report
 from quietreasoning.evaluate.statistics import student_t
 from quietreasoning.proof import Exam
 from quietreasoning.run import train_run
+from quietreasoning.run_config import StageConfig
 from quietreasoning.train.rng import seed_all
 from quietreasoning.train.signals import StopFlag
 from quietreasoning.workspace.sizes import read_flops

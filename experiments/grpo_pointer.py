@@ -20,13 +20,14 @@ import torch
 from arms import shown
 from torch import Tensor
 
-from quietreasoning.build import Builder, StageConfig, resolve
+from quietreasoning.build import Builder, resolve
 from quietreasoning.contract import Method
 from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.evaluate.controls import Arm
 from quietreasoning.evaluate.statistics import mcnemar, paired_bootstrap, paired_counts, wilson
 from quietreasoning.methods import grpo
 from quietreasoning.proof import Exam
+from quietreasoning.run_config import StageConfig
 from quietreasoning.train.loop import train
 from quietreasoning.train.rng import seed_all
 from quietreasoning.train.signals import StopFlag

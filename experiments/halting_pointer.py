@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from arms import by_group, remade, shown, trained
 
-from quietreasoning.build import Builder, StageConfig, resolve
+from quietreasoning.build import Builder, resolve
 from quietreasoning.contract import Method
 from quietreasoning.data.config import build_task
 from quietreasoning.data.encoder import Encoder
@@ -29,6 +29,7 @@ from quietreasoning.data.example import Example
 from quietreasoning.data.load import load_split
 from quietreasoning.evaluate.calibration import Threshold, choose_threshold, trust
 from quietreasoning.evaluate.statistics import mcnemar, paired_bootstrap, paired_counts
+from quietreasoning.run_config import StageConfig
 from quietreasoning.train.loop import train
 from quietreasoning.train.rng import seed_all
 from quietreasoning.train.state import TrainState

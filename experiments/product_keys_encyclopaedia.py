@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from arms import arm, asked, flops_per_step, fresh, over_seeds, parameters, trained
 
-from quietreasoning.build import Loaded, Resolved, changed
+from quietreasoning.build import Loaded, Resolved
 from quietreasoning.data.config import build_task
 from quietreasoning.evaluate.controls import Arm
 from quietreasoning.evaluate.statistics import Interval, paired_bootstrap, seed_interval
+from quietreasoning.run_config import changed
 
 RECIPE = "product_keys_encyclopaedia.yaml"
 BINS = ("rare: told 1-4", "told 1", "told 2-4", "told 5-16", "all")

@@ -23,11 +23,12 @@ import torch
 from arms import by_group, parameters, remade, said, shown, trained
 from torch import Tensor
 
-from quietreasoning.build import Loaded, Resolved, RunConfig, StageConfig, resolve
+from quietreasoning.build import Loaded, Resolved, resolve
 from quietreasoning.contract import Batch
 from quietreasoning.data.config import build_task
 from quietreasoning.evaluate.statistics import wilson
 from quietreasoning.methods.recursion.probe import head_alone
+from quietreasoning.run_config import RunConfig, StageConfig
 
 TRAINED = ("chain", "direct", "recursion", "constants", "feed-forward")
 CUTS = (0.5, 0.9)  # halting probabilities

@@ -8,107 +8,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
 
 import torch
-from pydantic import Field, model_validator
 
-from quietreasoning.backbone import Backbone, BackboneConfig, load_backbone
+from quietreasoning.backbone import Backbone, load_backbone
 from quietreasoning.backbone.quant import prepare
-from quietreasoning.config import Pick, Settings, UserError
-from quietreasoning.contract import Method, MethodConfig
+from quietreasoning.config import UserError
+from quietreasoning.contract import Method
 from quietreasoning.data.absent import ABSENT, assumed_tokenizer, mark_absent
 from quietreasoning.data.batches import Batches
 from quietreasoning.data.config import DataConfig, build_task
 from quietreasoning.data.encoder import Encoder
 from quietreasoning.data.load import load_split
-from quietreasoning.data.tasks import TASKS
 from quietreasoning.data.thinking import new_rows
 from quietreasoning.data.tokenizers import build_tokenizer, load_tokenizer
-from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.layers import diff, expand
 from quietreasoning.methods import METHODS
 from quietreasoning.nn.fake_quant import Bits, restore
-from quietreasoning.optim.settings import OptimConfig
 from quietreasoning.recipe import RECIPES, load_recipe
-from quietreasoning.track import TrackConfig
+from quietreasoning.run_config import RunConfig, StageConfig, changed
 from quietreasoning.train import checkpoint
 from quietreasoning.train.quantised import follow
-from quietreasoning.train.settings import TrainConfig
 from quietreasoning.train.snapshot import load_weights
 from quietreasoning.validation import validate
 
 _TOLD = 5  # broken records that are told one by one
-_METHOD_CONFIGS = {name: method.Config for name, method in METHODS.items()}
-
-
-class StageConfig(Settings):
-    """One stage, complete."""
-
-    name: str = "main"
-    """How the log calls it."""
-    method: Annotated[MethodConfig, Pick("method", _METHOD_CONFIGS)]
-    """The method and its settings."""
-    data: DataConfig = DataConfig()
-    """What it learns from."""
-    optim: OptimConfig = OptimConfig()
-    """How its weights move."""
-    train: TrainConfig = TrainConfig()
-    """How long, how wide, how precise."""
-
-    @model_validator(mode="after")
-    def _method_reads_the_task(self) -> StageConfig:
-        if TASKS[self.data.task].text and not METHODS[self.method.name].reads_text:
-            able = ", ".join(name for name, method in METHODS.items() if method.reads_text) or "none here"
-            raise ValueError(
-                f"data.task={self.data.task} is running text without questions, and method "
-                f"{self.method.name} learns from answers; methods that read text: {able}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _another_tokenizer_has_a_reader(self) -> StageConfig:
-        name, taught = self.method.name, self.data.format.taught is not None
-        able = ", ".join(name for name, method in METHODS.items() if method.crosses)
-        if taught and not METHODS[name].crosses:
-            raise ValueError(
-                f"data.format.taught has no effect on method {name}; set it to null, or use {able}"
-            )
-        if METHODS[name].crosses and not taught:
-            raise ValueError(
-                f"method {name} has a teacher of another tokenizer: set data.format.taught.tokenizer to its "
-                "folder or hub id"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _where_to_stop_has_a_reader(self) -> StageConfig:
-        halt = getattr(self.method, "halt", None)
-        if self.data.format.halt is not None and (halt is None or halt.target != "rows"):
-            raise ValueError(
-                "data.format.halt has no effect: a method reads it with method.halt.target=rows; set that, "
-                "or data.format.halt=null"
-            )
-        return self
-
-
-class RunConfig(Settings):
-    """A whole run."""
-
-    seed: int = Field(0, ge=0)
-    """Seed of weights, row order and whatever a method samples."""
-    out: str | None = None
-    """Run folder; null = runs/<recipe>-<seed>."""
-    init: str | None = None
-    """A run folder whose backbone this run starts from."""
-    backbone: BackboneConfig = BackboneConfig()
-    """The language model."""
-    eval: EvalConfig = EvalConfig()
-    """How it is evaluated."""
-    track: TrackConfig = TrackConfig()
-    """Who hears about it."""
-    stages: tuple[StageConfig, ...] = Field(min_length=1)
-    """What is trained, in order."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +77,6 @@ def resolve(
         if stage.train.steps is None and stage.train.tokens is None:
             raise UserError(f"stage {stage.name}: no budget. Set train.steps=N or train.tokens=N.")
     return Resolved(name, config, layers.provenance, absent)
-
-
-def changed(config: RunConfig, **values: Any) -> RunConfig:
-    """A copy with other values, validated like the first."""
-    return validate(RunConfig, config.model_dump(mode="json") | values)
 
 
 class Builder:

@@ -17,7 +17,7 @@ import torch
 
 from quietreasoning.backbone import Backbone, BackboneConfig, load_backbone
 from quietreasoning.backbone.weights import weights_identity
-from quietreasoning.build import Builder, Loaded, RunConfig, StageConfig, open_run, resolve
+from quietreasoning.build import Builder, Loaded, open_run, resolve
 from quietreasoning.config import UserError, suggest
 from quietreasoning.contract import IGNORE
 from quietreasoning.data.config import DataConfig, build_task
@@ -35,6 +35,7 @@ from quietreasoning.data.teacher_cache.work import Work
 from quietreasoning.data.tokenizers import load_tokenizer
 from quietreasoning.methods.sequence import visible_part
 from quietreasoning.recipe import parse_override
+from quietreasoning.run_config import RunConfig, StageConfig
 from quietreasoning.train.signals import StopFlag
 from quietreasoning.validation import validate
 

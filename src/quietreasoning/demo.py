@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from quietreasoning.build import Loaded, Resolved, changed, open_run, resolve
+from quietreasoning.build import Loaded, Resolved, open_run, resolve
 from quietreasoning.config import UserError
 from quietreasoning.data.config import build_task
 from quietreasoning.evaluate.config import EvalConfig
@@ -24,6 +24,7 @@ from quietreasoning.evaluate.table import table
 from quietreasoning.proof import Exam
 from quietreasoning.report.build import report
 from quietreasoning.run import train_run
+from quietreasoning.run_config import changed
 from quietreasoning.train.signals import StopFlag
 
 QUIET = ("continuous", "slots")

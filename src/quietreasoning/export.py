@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from quietreasoning.backbone import torchao_folder
 from quietreasoning.backbone.export import merge, reopened, save, trim
 from quietreasoning.backbone.quant import prepare_model
-from quietreasoning.build import Loaded, StageConfig, open_run
+from quietreasoning.build import Loaded, open_run
 from quietreasoning.config import UserError
 from quietreasoning.data.config import build_task
 from quietreasoning.data.tags import THINKING
 from quietreasoning.data.thinking import forget_new, new_rows
 from quietreasoning.data.tokenizers import load_tokenizer, save_tokenizer
 from quietreasoning.nn.fake_quant import Bits, restore, switch
+from quietreasoning.run_config import StageConfig
 from quietreasoning.train.checkpoint import read_json
 from quietreasoning.train.settings import QuantConfig
 

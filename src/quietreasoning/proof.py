@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quietreasoning.build import Builder, Loaded, RunConfig, StageConfig, open_checkpoint, open_run
+from quietreasoning.build import Builder, Loaded, open_checkpoint, open_run
 from quietreasoning.config import UserError
 from quietreasoning.contract import Method
 from quietreasoning.data.config import DataConfig, build_task
@@ -24,6 +24,7 @@ from quietreasoning.evaluate.controls import Arm, arms_of
 from quietreasoning.evaluate.rows import Report, save, unambiguous
 from quietreasoning.evaluate.table import figures_table, is_text, table, trust_lines
 from quietreasoning.evaluate.text import evaluate_text
+from quietreasoning.run_config import RunConfig, StageConfig
 from quietreasoning.train import checkpoint
 from quietreasoning.train.signals import StopFlag, Stopped
 

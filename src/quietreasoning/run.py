@@ -17,16 +17,7 @@ from typing import Any
 
 import torch
 
-from quietreasoning.build import (
-    Builder,
-    Loaded,
-    Resolved,
-    RunConfig,
-    StageConfig,
-    open_run,
-    read_config,
-    resolve,
-)
+from quietreasoning.build import Builder, Loaded, Resolved, open_run, read_config, resolve
 from quietreasoning.config import UserError
 from quietreasoning.contract import Method
 from quietreasoning.data.config import build_task
@@ -39,6 +30,7 @@ from quietreasoning.methods import METHODS
 from quietreasoning.planning import estimate
 from quietreasoning.proof import prove, quick_rows
 from quietreasoning.report.build import report
+from quietreasoning.run_config import RunConfig, StageConfig
 from quietreasoning.track import LOG, Sinks
 from quietreasoning.train import checkpoint
 from quietreasoning.train.distributed import Machine

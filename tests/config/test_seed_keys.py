@@ -2,10 +2,11 @@
 
 import pytest
 
-from quietreasoning.build import RunConfig, resolve
+from quietreasoning.build import resolve
 from quietreasoning.config import UserError
 from quietreasoning.layers import expand
 from quietreasoning.recipe import load_recipe
+from quietreasoning.run_config import RunConfig
 from quietreasoning.seed_files import is_old, name_of
 from quietreasoning.seed_keys import TABLE
 from quietreasoning.validation import keys

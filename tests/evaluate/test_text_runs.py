@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quietreasoning.build import Builder, RunConfig, StageConfig
+from quietreasoning.build import Builder
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, MethodConfig
 from quietreasoning.data.config import DataConfig, build_task
@@ -15,6 +15,7 @@ from quietreasoning.evaluate.controls import Arm
 from quietreasoning.optim.settings import OptimConfig
 from quietreasoning.planning import tokens_a_step
 from quietreasoning.proof import Exam, quick_rows
+from quietreasoning.run_config import RunConfig, StageConfig
 from quietreasoning.train.settings import TrainConfig
 from quietreasoning.train.signals import StopFlag
 from quietreasoning.validation import validate

@@ -21,6 +21,7 @@ FLOORS = (
     {"methods", "data", "track"},
     {"train", "evaluate"},
     {"report"},
+    {"run_config"},
     {"build", "equip"},
     {"proof", "planning", "harvest", "capture", "push", "export", "migrate"},
     {"gates", "scribe", "indices"},

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from quietreasoning.backbone import Backbone, meta_backbone
-from quietreasoning.build import Builder, RunConfig, StageConfig
+from quietreasoning.build import Builder
 from quietreasoning.contract import Batch, Method
 from quietreasoning.data.absent import ABSENT, ASSUMED, assumed_batch
 from quietreasoning.data.batches import Batches, count_tokens
@@ -26,6 +26,7 @@ from quietreasoning.methods import METHODS
 from quietreasoning.methods.recursion import Recursion
 from quietreasoning.optim.rowwise import rowwise_names
 from quietreasoning.planning.recursion import needs_weights, row_work
+from quietreasoning.run_config import RunConfig, StageConfig
 from quietreasoning.train.settings import TrainConfig
 from quietreasoning.train.state import freeze_others
 from quietreasoning.workspace.sizes import parameters, working

@@ -16,8 +16,8 @@ from typing import Any, Literal
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from quietreasoning.build import RunConfig
 from quietreasoning.config import UserError
+from quietreasoning.run_config import RunConfig
 from quietreasoning.track import TrackConfig
 from quietreasoning.validation import validate
 

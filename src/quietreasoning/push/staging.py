@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from quietreasoning.backbone.compressor_file import load_compressor, read_origin, save_compressor
-from quietreasoning.build import RunConfig, find_checkpoint, folder_of, read_config
+from quietreasoning.build import find_checkpoint, folder_of, read_config
 from quietreasoning.config import UserError
 from quietreasoning.evaluate.rows import Report, load, save
 from quietreasoning.push.portable import BASE, COMPRESSOR, TOKENIZER, LocalModel, Portable, portable
+from quietreasoning.run_config import RunConfig
 from quietreasoning.train import checkpoint
 from quietreasoning.train.checkpoint import Tensors
 from quietreasoning.train.snapshot import read_weights

@@ -1,4 +1,4 @@
-.PHONY: install demo test bench clean teacher worker kd proc answer qat
+.PHONY: install demo test bench clean teacher worker kd cross proc answer qat
 
 install: .venv/.installed
 
@@ -41,6 +41,9 @@ worker: install | $(call SMALL,runs/teacher)
 
 kd: install | $(call SMALL,runs/teacher)
 	$(call DISTIL,kd)
+
+cross: install | $(call SMALL,runs/teacher)
+	$(call DISTIL,cross)
 
 proc: install | $(call SMALL,runs/teacher)
 	$(call SMALL,$(STUDENT))

@@ -1,4 +1,4 @@
-"""What makes a file last."""
+"""What makes a file last, and what names a folder that is not there."""
 
 from __future__ import annotations
 
@@ -13,3 +13,11 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def missing_run(path: str) -> bool:
+    """Whether a path lies in runs/, where everything trained here goes, and is not there.
+
+    `runs/teacher` has the shape of a hub id, which would be looked for in the network.
+    """
+    return Path(path).parts[:1] == ("runs",) and not Path(path).exists()

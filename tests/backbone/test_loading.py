@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from transformers import (
 from quietreasoning.backbone import BackboneConfig, LoraConfig, ScratchConfig, load_backbone, role_of
 from quietreasoning.config import UserError
 from quietreasoning.contract import Role
+from quietreasoning.data.tokenizers import load_tokenizer
 
 VOCAB = 40
 SMALL = {
@@ -139,6 +141,9 @@ def test_held_precision(saved):
 
 def test_a_folder_that_is_not_there(tmp_path):
     assert "nowhere: no such folder" in refusal(tmp_path / "nowhere")
+    assert "runs/teacher: no such folder" in refusal(Path("runs/teacher"))  # which has the shape of a hub id
+    with pytest.raises(UserError, match="runs/teacher: there is no such folder"):
+        load_tokenizer("runs/teacher")
     (tmp_path / "empty").mkdir()
     assert "backbone.path=" in refusal(tmp_path / "empty")
 

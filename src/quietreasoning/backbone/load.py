@@ -28,9 +28,11 @@ from quietreasoning.backbone.model import Backbone, context_of, layer_types, rol
 from quietreasoning.backbone.new_rows import Starts, grow, train_new_rows
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Role
+from quietreasoning.disk import missing_run
 from quietreasoning.workspace import WorkspaceConfig, WorkspaceForCausalLM
 from quietreasoning.workspace.warm_start import config_for_trunk, take_trunk
 
+_NO_FOLDER = "no such folder. Give a folder written by save_pretrained or quiet export, or a hub id."
 TRUNK = "backbone.workspace.trunk"  # the setting that refusals name
 
 
@@ -147,6 +149,8 @@ def _drop_idle_norm(model: nn.Module) -> None:
 def _read_shape(config: BackboneConfig, key: str = "backbone.path"):
     """The model's configuration; UserError where transformers itself does not know the architecture."""
     where = f"{key}={config.path}"
+    if missing_run(config.path):
+        raise UserError(f"{where}: {_NO_FOLDER}")
     try:
         raw, _ = PreTrainedConfig.get_config_dict(config.path, revision=config.revision)
         if raw.get("model_type") not in CONFIG_MAPPING:
@@ -212,7 +216,7 @@ def _refusal(where: str, error: Exception) -> str:
             "Use a model whose architecture transformers ships."
         )
     if "Repo id must" in text:
-        return f"{where}: no such folder. Give a folder written by save_pretrained, or a hub id."
+        return f"{where}: {_NO_FOLDER}"
     if "attention implementation" in text:
         return f"{where}: this model does not support the implementation. Set backbone.attention=eager."
     if "no file named model.safetensors" in text:

@@ -7,6 +7,9 @@ from transformers.utils import logging
 
 from quietreasoning.config import UserError
 from quietreasoning.data.spm import from_sentencepiece
+from quietreasoning.disk import missing_run
+
+_NO_FOLDER = "there is no such folder"
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerFast:
@@ -16,6 +19,8 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     """
     if path.endswith(".model"):
         return from_sentencepiece(path)
+    if missing_run(path):
+        raise UserError(f"tokenizer of {path}: {_NO_FOLDER}")
     told = logging.get_verbosity()
     logging.set_verbosity_error()  # what it warns of is refused below, in one line
     try:
@@ -34,7 +39,7 @@ def _refusal(error: Exception) -> str:
     if "custom code" in text:
         return "it needs code from its own repository, which is never run here"
     if "Repo id must" in text:
-        return "there is no such folder"
+        return _NO_FOLDER
     if not isinstance(error, OSError):
         return (
             f"no tokenizer could be loaded; its files are missing or damaged ({type(error).__name__}: {text})"

@@ -6,11 +6,11 @@
 Few questions have gold answers (`--labelled`), the teacher answers many (`--rows`, `quiet data texts --keep
 all --no-steps`: nobody checks them). Arms of a seed, from nothing, for the same steps: `sft`, the gold rows
 alone; `text`, what the teacher wrote; `kd`, that and what it expected at every token; `spans`, and what
-tokens are. Then from `spans`: `rewards` on the gold questions, and `longer`, as many further steps of the
-same kind; from `kd`: `own`, the student's own text, and `kd-longer`; from `spans` as integers: `int8`,
-rounded, and `qat`, the float student teaching its rounded self. `sft-all` has gold answers to every
-question. Test rows are asked by real generation; KL is per token in nats: of the student from the teacher
-on gold text, and the reverse on text of its own.
+tokens are. Then from `spans`: `rewards` on the gold questions that take a call, `rewards-all` on all of
+them, and `longer`, as many further steps of the same kind; from `kd`: `own`, the student's own text, and
+`kd-longer`; from `spans` as integers: `int8`, rounded, and `qat`, the float student teaching its rounded
+self. `sft-all` has gold answers to every question. Test rows are asked by real generation; KL is per token
+in nats: of the student from the teacher on gold text, and the reverse on text of its own.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ LEARNED = {
 }
 FROM = {
     "rewards": "spans",
+    "rewards-all": "spans",
     "longer": "spans",
     "own": "kd",
     "kd-longer": "kd",
@@ -48,7 +49,7 @@ FROM = {
 }
 RATES = ("exact", "tool", "argument_f1", "parses", "valid", "over_calling", "declined")
 TASK = "data.options={tools: [2], parallel: 0}"
-GOLD = {"sft", "rewards", "sft-all"}  # arms that read gold rows
+GOLD = {"sft", "rewards", "rewards-all", "sft-all"}  # arms that read gold rows
 LONGEST = 48
 
 
@@ -74,8 +75,9 @@ def settings(name: str, seed: int, args: argparse.Namespace) -> tuple[str, list[
         heard = teacher if LEARNED[name]["kd"] else "method.teacher=null"
         return "distill/kd-tiny", [*shared, heard, *weighed(LEARNED[name]), f"train.steps={args.steps}"]
     after = [*shared, "optim.lr=1e-3", "optim.warmup_steps=5"]
-    if name == "rewards":
-        return "distill/rewards-tiny", [*after, f"train.steps={args.after}", "data.options.rows=call"]
+    if name in ("rewards", "rewards-all"):
+        asked = "call" if name == "rewards" else "both"
+        return "distill/rewards-tiny", [*after, f"train.steps={args.after}", f"data.options.rows={asked}"]
     if name == "own":
         return "distill/own-tiny", [*after, teacher, f"train.steps={args.after}"]
     if name in ("int8", "qat"):

@@ -110,6 +110,16 @@ def test_result_tokens_of_text(bpe):
     assert encoded.result_lengths.tolist() == [2, 0]
 
 
+def test_a_cut_prompt_keeps_both_ends_and_is_counted(words):
+    whole = Encoder(words.tokenizer).encode(example()).prompt.tolist()
+    for limit, ends in ((5, (3, 2)), (6, (3, 3)), (11, (11, 0))):
+        encoder = Encoder(words.tokenizer, max_prompt_tokens=limit, cut_middle=True)
+        kept = encoder.encode(example()).prompt.tolist()
+        assert kept == whole[: ends[0]] + whole[11 - ends[1] :] == encoder.prompts([example()])[0].tolist()
+        assert encoder.prompting.cut == 2 * (limit < 11)
+        assert encoder.prompt_ids([example().prompt])[0].tolist() == whole  # who asks for all gets all
+
+
 def test_memoised_parts_do_not_change_the_ids(words):
     fresh = Encoder(words.tokenizer)
     fresh.encode_many([example(id=str(i)) for i in range(3)])

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 
 import pytest
+from ruler_solver import solve as solve_long
 from strategy_solver import solve
 from tools_solver import solve as solve_calls
 
@@ -26,6 +27,10 @@ SETTINGS = {
     "strategies": [{}, {"instructed": 0.5, "plain": "steps"}],
     "tools": [{}, {"depth": 3, "parallel": 0.5, "distractors": "random"}],
     "programs": [{}, {"tools": 5, "most": 4}],
+    "ruler": [
+        {"length": 200, "common": 4, "common_times": 12},
+        {"length": [96, 128], "words": 160, "key_words": 2, "common": 3, "common_times": 9},
+    ],
 }
 CASES = [(name, options) for name, all_options in SETTINGS.items() for options in all_options]
 SPLITS = ("train", "valid", "test")
@@ -174,7 +179,7 @@ def solve_programs(prompt: str) -> str:
 
 SOLVERS = {
     name.removeprefix("solve_"): solver for name, solver in globals().items() if name.startswith("solve_")
-} | {"strategies": solve, "tools": solve_calls}
+} | {"strategies": solve, "tools": solve_calls, "ruler": solve_long}
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -160,8 +160,9 @@ class DataConfig(Settings):
     """Test examples."""
     max_prompt_tokens: int | None = Field(None, ge=1)
     """Longest prompt in tokens; none allows what the model's context holds."""
-    too_long: Literal["refuse", "drop"] = "refuse"
-    """What happens to an example beyond a length limit. Nothing is ever cut."""
+    too_long: Literal["refuse", "drop", "middle"] = "refuse"
+    """What happens to an example beyond a length limit: it is refused, left out, or its prompt loses its
+    middle, so that max_prompt_tokens are left. Nothing else is ever cut."""
     max_dropped_fraction: float = Field(0.05, ge=0, le=1)
     """Refuse after all when too_long=drop would drop more than this share of a split."""
     format: Format = Format()
@@ -170,6 +171,11 @@ class DataConfig(Settings):
     """Where the token ids come from."""
     options: Annotated[Settings, Pick("task", _OPTIONS, by="task")] = Field({})
     """The task's own settings."""
+
+    @property
+    def prompt_limits(self) -> dict[str, Any]:
+        """What an Encoder is told about the length of prompts."""
+        return {"max_prompt_tokens": self.max_prompt_tokens, "cut_middle": self.too_long == "middle"}
 
     @model_validator(mode="after")
     def _path_fits_the_task(self) -> DataConfig:
@@ -187,6 +193,8 @@ class DataConfig(Settings):
             raise ValueError(f"format.chat has no effect: task {self.task} has no prompts; drop it")
         if task.text and self.too_long != "refuse":
             raise ValueError(f"too_long has no effect: task {self.task} cuts windows that fit; drop it")
+        if self.too_long == "middle" and self.max_prompt_tokens is None:
+            raise ValueError("too_long=middle needs max_prompt_tokens, what a prompt keeps; set it")
         if task.whole_train and self.train is not None:
             raise ValueError(
                 f"train has no effect: task {self.task} has data.options.mentions training rows; set that"

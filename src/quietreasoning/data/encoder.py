@@ -52,7 +52,7 @@ class Encoded:
 
 
 class Encoder:
-    """Turns examples into ids. Lengths beyond the limits are refused, never cut.
+    """Turns examples into ids. Lengths beyond the limits are refused; with cut_middle a prompt is cut.
 
     max_prompt_tokens: longest prompt; context: longest prompt, chain, prefix and answer together.
     """
@@ -64,15 +64,16 @@ class Encoder:
         *,
         max_prompt_tokens: int | None = None,
         context: int | None = None,
+        cut_middle: bool = False,
     ):
         self.tokenizer = tokenizer
         self.format = format or Format()
-        self.max_prompt_tokens = max_prompt_tokens
-        self.context = context
+        self.max_prompt_tokens, self.context = max_prompt_tokens, context
+        self._limit = max_prompt_tokens if cut_middle else None
         self._parts: dict[tuple[str, str], tuple[Ids, Ids]] = {}
         self._reader = AnswerReader(tokenizer, self.format.spans) if self.format.spans else None
         self.taught = TaughtReader(tokenizer, self.format) if self.format.taught else None
-        self._prompts = Prompts(tokenizer, self.format)
+        self.prompting = Prompts(tokenizer, self.format)
         self._eos, self._unknown = tokenizer.eos_token_id, tokenizer.unk_token_id
         self._prefix = tuple(self._ids([self.format.answer_prefix])[0])
         self._thinking = thinking_ids(tokenizer)
@@ -140,24 +141,25 @@ class Encoder:
                     f"document {document.id} holds {self.tokenizer.eos_token!r}, this tokenizer's end of "
                     "sequence, as a word; remove it, or use data.tokenizer.train=bpe"
                 )
-        return [np.array([*self._prompts.start, *ids, self._eos], dtype=np.int32) for ids in found]
+        return [np.array([*self.prompting.start, *ids, self._eos], dtype=np.int32) for ids in found]
 
     def prompt_ids(self, prompts: Sequence[str], instruction: str | None = None) -> list[Ids]:
         """Ids of each prompt with its suffix, or in the chat template; no limit is checked.
 
         instruction: stands before the prompt, in a chat as the system message.
         """
-        return self._prompts.ids(prompts, instruction)
+        return self.prompting.ids(prompts, instruction)
 
     def _both_ids(self, examples: Sequence[Example]) -> list[tuple[Ids, Ids | None]]:
         """Ids of each prompt, and of the prompt under the instruction where the format has one."""
         texts, instruction = [example.prompt for example in examples], self.format.instruction
-        taught = [None] * len(texts) if instruction is None else self.prompt_ids(texts, instruction)
-        return list(zip(self.prompt_ids(texts), taught, strict=True))
+        ids, limit = self.prompting.ids, self._limit
+        taught = [None] * len(texts) if instruction is None else ids(texts, instruction, limit)
+        return list(zip(ids(texts, limit=limit), taught, strict=True))
 
     def prompts(self, examples: Sequence[Example]) -> Tensor:
         """prompt_BP for `Method.generate`, padded on the left; UserError where one is too long."""
-        ids = self.prompt_ids([example.prompt for example in examples])
+        ids = self.prompting.ids([example.prompt for example in examples], limit=self._limit)
         for example, prompt in zip(examples, ids, strict=True):
             self.check_prompt(example.id, len(prompt))
         return pad_left(ids)

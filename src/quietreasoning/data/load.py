@@ -26,15 +26,15 @@ def load_split(
     """(examples, how many were dropped for their length); n=None takes the size in the settings. `check`
     may raise to stop.
 
-    With too_long=refuse nothing is encoded here: the encoder refuses an example when it meets it. Running
-    text is cut into windows, which always fit; n then counts windows, taken evenly over the split.
+    Unless too_long=drop nothing is encoded here: the encoder refuses or cuts an example when it meets it.
+    Running text is cut into windows, which always fit; n then counts windows, taken evenly over the split.
     """
     if task.text:
         options = task.config
         cut = windows(task.split(name), encoder, options.window, join=options.join, check=check)
         return spread(cut, n if n is not None else size_of(config, name)), 0
     examples = task.split(name, n if n is not None else size_of(config, name))
-    if config.too_long == "refuse":
+    if config.too_long != "drop":
         return examples, 0
     kept: list[Example] = []
     for first in range(0, len(examples), _CHUNK):

@@ -1,10 +1,11 @@
-"""Read records from JSONL, JSON or `question||steps #### answer` text, gzipped or not.
+"""Read records from JSONL, JSON, TSV or `question||steps #### answer` text, gzipped or not.
 
 A broken line is reported as file:line and counted; beyond a budget the file is refused.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import zlib
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 from quietreasoning.config import UserError
 
-SUFFIXES = (".jsonl", ".json", ".txt", ".jsonl.gz", ".json.gz", ".txt.gz")
+SUFFIXES = tuple(suffix + gz for gz in ("", ".gz") for suffix in (".jsonl", ".json", ".tsv", ".txt"))
 T = TypeVar("T")
 
 
@@ -64,6 +65,9 @@ def records(path: Path) -> Iterator[tuple[int, Any]]:
     if kind == "json":
         yield from _json(path, found)
         return
+    if kind == "tsv":
+        yield from _tsv(found)
+        return
     for number, line in found:
         if isinstance(line, Fault):
             yield number, line
@@ -107,6 +111,28 @@ def _json(path: Path, given: Iterator[tuple[int, str | Fault]]) -> Iterator[tupl
             return
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
     yield from enumerate(items if isinstance(items, list) else [items], start=1)
+
+
+def _tsv(given: Iterator[tuple[int, str | Fault]]) -> Iterator[tuple[int, Any]]:
+    """Rows under the names in the first line; every cell is text, quoted where it holds quotes."""
+    names: list[str] | None = None
+    for number, line in given:
+        cells = line if isinstance(line, Fault) else _cells(line)
+        if isinstance(cells, Fault) or not cells:
+            yield from [(number, cells)] if cells else []
+        elif names is None:
+            names = cells
+        elif len(cells) != len(names):
+            yield number, Fault(f"{len(cells)} columns where the first line has {len(names)}")
+        else:
+            yield number, dict(zip(names, cells, strict=True))
+
+
+def _cells(line: str) -> list[str] | Fault:
+    try:
+        return next(csv.reader([line.rstrip("\r\n")], delimiter="\t", strict=True), [])
+    except csv.Error as error:
+        return Fault(f"not TSV ({error})")
 
 
 def _from_json(line: str) -> Any:

@@ -11,7 +11,9 @@ from fractions import Fraction
 
 from quietreasoning.data.example import Example
 from quietreasoning.data.spans.dialects import parse_any
+from quietreasoning.evaluate.aliases import alias
 from quietreasoning.evaluate.code_mode.trial import tried
+from quietreasoning.evaluate.grades import GRADES, whole
 from quietreasoning.evaluate.sandbox import Limits, run
 from quietreasoning.evaluate.spelling import normalise, strip_fence
 from quietreasoning.evaluate.tool_scores import MAX_CHARACTERS, asks_call, exact_call, same_calls, valid_call
@@ -144,4 +146,6 @@ SCORERS: dict[str, Callable[[str, Example], bool]] = {
     "call": call,
     "turn": turn,
     "program": program,
+    "alias": alias,
+    **{name: whole(name) for name in GRADES},
 }

@@ -90,7 +90,7 @@ class CallPermit:
         self._wordless_V = np.array([text is None for text in vocabulary.texts], dtype=bool)
         self._states: dict[int, tuple[int, CallGrammar]] = {}  # row -> tokens that have been read, state
 
-    def __call__(self, row: int, tokens: Sequence[int]) -> Tensor | None:
+    def __call__(self, row: int, tokens: Sequence[int], logits_V: Tensor | None = None) -> Tensor | None:
         """bool [V] of the ids that may come next; None where all may."""
         grammar = self._grammars[row]
         if grammar is None:

@@ -27,7 +27,7 @@ class Task(ABC):
     Config: ClassVar[type[Settings]]
     name: ClassVar[str]
     describe: ClassVar[str]  # one line for lists and reports
-    scorer: ClassVar[str]  # "exact", "numeric", "code", "call" or "turn"
+    scorer: ClassVar[str]  # a key of evaluate.scorers.SCORERS
     splits: ClassVar[tuple[str, ...]] = SPLITS
     needs_path: ClassVar[bool] = False  # True where examples come from files
     generated: ClassVar[bool] = False

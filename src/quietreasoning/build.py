@@ -31,6 +31,7 @@ from quietreasoning.train import checkpoint
 from quietreasoning.train.quantised import follow
 from quietreasoning.train.snapshot import load_weights
 from quietreasoning.validation import validate
+from quietreasoning.workspace.consolidated import melt, serve
 
 _TOLD = 5  # broken records that are told one by one
 
@@ -121,6 +122,8 @@ class Builder:
                 f"init={self.config.init} was trained with another tokenizer; "
                 f"set data.tokenizer.path={self.config.init}/tokenizer"
             )
+        if other.method.backbone.is_workspace:
+            melt(other.method.backbone.model, other.folder)  # what consolidation wrote is learned on from
         return other.method.backbone
 
     def method(self, stage: StageConfig, before: Method | None = None) -> Method:
@@ -142,7 +145,7 @@ class Builder:
         return method
 
     def encoder(self, data: DataConfig, context: int) -> Encoder:
-        return Encoder(self.tokenizer, data.format, max_prompt_tokens=data.max_prompt_tokens, context=context)
+        return Encoder(self.tokenizer, data.format, **data.prompt_limits, context=context)
 
     def batches(
         self,
@@ -220,6 +223,8 @@ def open_checkpoint(folder: Path, chosen: Path, config: RunConfig) -> Loaded:
     builder = Builder(changed(config, init=None), folder / "tokenizer")
     method = builder.method(stage)
     load_weights(chosen, method, averaged=True)
+    if method.backbone.is_workspace and (note := serve(method.backbone.model, folder, chosen)):
+        print(note, file=sys.stderr)
     follow(method, stage.train, state["step"], state["tokens"])
     method.to(torch.accelerator.current_accelerator() or torch.device("cpu")).eval()
     encoder = builder.encoder(stage.data, method.backbone.context)

@@ -148,7 +148,7 @@ def open_data(request: Request, teacher: Teacher) -> tuple[DataConfig, Encoder]:
     if TASKS[data.task].text and not request.steps:
         raise UserError(f"--no-steps: data.task={data.task} is running text, which has no steps; drop it")
     context = teacher.backbone.context
-    return data, Encoder(tokenizer, data.format, max_prompt_tokens=data.max_prompt_tokens, context=context)
+    return data, Encoder(tokenizer, data.format, **data.prompt_limits, context=context)
 
 
 def _recipe(request: Request) -> tuple[DataConfig, Any]:

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from quietreasoning.config import Settings
 
 IGNORE = -100
-Permit = Callable[[int, Sequence[int]], Tensor | None]
-"""(row of the prompts, tokens it has written after the answer prefix) -> bool [V] on any device: which ids
-may come next. None: all may. Where none may, end of sequence follows."""
+Permit = Callable[[int, Sequence[int], Tensor], Tensor | None]
+"""(row of the prompts, tokens it has written after the answer prefix, its logits [V]) -> which ids may come
+next: bool [V], or numbers [V] added to the logits, -inf where one may not; on any device. None: all may.
+Where none may, end of sequence follows."""
 CONTROLS = ("zero", "shuffle", "mean", "noise", "filler")
 
 
@@ -232,6 +233,6 @@ class Method(nn.Module, ABC):
         control: one of `CONTROLS`, corrupts the method's own thoughts; ValueError where it has none.
         effort: latent steps, loops or fillers in place of the trained number; ValueError where
         the method has no such dial.
-        permit: which tokens each row may write next; ValueError where the method does not write its answer
-        token by token behind an answer prefix that it was given.
+        permit: which tokens each row may write next behind the answer prefix; what it writes before that, a
+        chain or thoughts, is its own. ValueError where a method cannot be held.
         """

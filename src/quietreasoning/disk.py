@@ -1,9 +1,14 @@
-"""What makes a file last, and what names a folder that is not there."""
+"""What makes a file last, who may write, and what names a folder that is not there."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from quietreasoning.config import UserError
 
 
 def sync(path: Path) -> None:
@@ -13,6 +18,18 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """The one writer of a folder, which is made; the lock dies with its process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder}: another process writes here. Wait for it, or give another.") from None
+        yield
 
 
 def missing_run(path: str) -> bool:

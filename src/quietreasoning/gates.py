@@ -50,6 +50,11 @@ def hold(loaded: Loaded, name: str) -> Judgement:
     check_gate(name)
     stop = StopFlag()
     config = on_what_there_is(loaded.config)
+    if config.kv_cache is not None or config.kv_caches:
+        raise UserError(
+            f"--gate {name} judges a method by itself; drop eval.kv_cache and eval.kv_caches, or set them to "
+            "null and {}"
+        )
     with stop.listening():
         trials = GATES[name](loaded, config, stop)
     about = {

@@ -21,6 +21,8 @@ from quietreasoning.evaluate.asking import Progress
 from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.evaluate.constrained import refusal
 from quietreasoning.evaluate.controls import Arm, arms_of
+from quietreasoning.evaluate.kv_table import kv_table
+from quietreasoning.evaluate.leakage import leakage_lines
 from quietreasoning.evaluate.rows import Report, save, unambiguous
 from quietreasoning.evaluate.table import figures_table, is_text, table, trust_lines
 from quietreasoning.evaluate.text import evaluate_text
@@ -64,9 +66,19 @@ class Exam:
                 raise UserError(
                     "eval.constrained=true holds answers to a grammar; here is none: set it to false"
                 )
+            if self.config.rationale_bias or self.config.stop:
+                raise UserError(
+                    "eval.rationale_bias and eval.stop are for answers; here is only reading: set them to 0 "
+                    "and []"
+                )
+            if self.config.kv_cache is not None or self.config.kv_caches:
+                raise UserError(
+                    "eval.kv_cache is for what is written; here is only reading: set it to null, and "
+                    "eval.kv_caches to {}"
+                )
             return evaluate_text(arms, examples, batch=self.encoder.batch, **shared)
-        spans = self.encoder.format.spans
-        return harness.evaluate(
+        spans, cut = self.encoder.format.spans, self.encoder.prompting.cut
+        report = harness.evaluate(
             arms,
             examples,
             scorer=task.scorer,
@@ -78,6 +90,10 @@ class Exam:
             dialect="hermes" if spans is not None and spans.dialect == "hermes" else "json",
             **shared,
         )
+        if cut := self.encoder.prompting.cut - cut:
+            print(f"{cut} of {len(examples)} prompts lost their middle (too_long=middle)", file=sys.stderr)
+            report.settings["cut_prompts"] = cut
+        return report
 
 
 class Ticker:
@@ -94,11 +110,12 @@ class Ticker:
 
 
 def quick_rows(builder: Builder, stage: StageConfig, method: Method, stop: StopFlag) -> list[dict[str, Any]]:
-    """During training: the method alone on validation rows, no controls, no grammar, no clock."""
-    config = EvalConfig.model_validate(
-        builder.config.eval.model_dump()
-        | {"split": "valid", "controls": (), "efforts": (), "timing": 0, "samples": 0, "constrained": False}
-    )
+    """During training: the method alone on validation rows, no controls, no grammar, no bias, no other cache,
+    no clock."""
+    alone = {"controls": (), "efforts": (), "constrained": False, "rationale_bias": 0.0}
+    alone |= {"kv_cache": None, "kv_caches": {}, "split": "valid", "timing": 0, "samples": 0}
+    alone |= {"stop": ()} if TASKS[stage.data.task].text or not method.answers else {}
+    config = EvalConfig.model_validate(builder.config.eval.model_dump() | alone)
     encoder = builder.encoder(stage.data, method.backbone.context)
     exam = Exam(stage.data, config, encoder, builder.config.seed)
     try:
@@ -143,8 +160,8 @@ def on_what_there_is(config: RunConfig) -> EvalConfig:
 
 
 def arms_of_run(loaded: Loaded) -> list[Arm]:
-    method = loaded.method
-    return arms_of(method, method.config.name, loaded.config.eval.controls, loaded.config.eval.efforts)
+    method, asked = loaded.method, loaded.config.eval
+    return arms_of(method, method.config.name, asked.controls, asked.efforts, asked.kv_caches)
 
 
 def baselines(loaded: Loaded) -> list[Arm]:
@@ -174,11 +191,16 @@ def show(report: Report, kept: Path) -> None:
     for row in report.rows:
         own = row["control"] is None and row["effort"] is None and row["kind"] != "shortcut"
         if own and len(row["groups"]) > 1:
-            parts = [f"{name} {100 * share:.1f} % ({n})" for name, (share, n) in row["groups"].items()]
-            console.print(f"{row['method']}: {', '.join(parts)}", highlight=False)
+            graded = "group_figures" in row  # answers may be right in part
+            shares = row["group_figures"] if graded else row["groups"]
+            parts = [f"{name} {100 * share:.1f} % ({n})" for name, (share, n) in shares.items()]
+            what = f"{row['method']}, {next(iter(row['figures']))}" if graded else row["method"]
+            console.print(f"{what}: {', '.join(parts)}", highlight=False)
     if (calls := figures_table(report.rows)) is not None:
         console.print(calls)
-    for line in trust_lines(report.rows):
+    if (caches := kv_table(report.rows)) is not None:
+        console.print(caches)
+    for line in (*trust_lines(report.rows), *leakage_lines(report.rows)):
         console.print(line, highlight=False)
     for row in report.rows if is_text(report.rows) else ():
         show_figures(row["method"], row.get("figures", {}))

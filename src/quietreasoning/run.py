@@ -44,6 +44,7 @@ from quietreasoning.versions import versions
 from quietreasoning.yaml_text import dump_yaml
 
 __all__ = ["Loaded", "Resolved", "RunConfig", "open_run", "resolve"]  # what commands need from build
+ANSWERING = [["eval", name] for name in ("kv_cache", "lexicon", "rationale_bias", "stop", "max_new_tokens")]
 
 
 def train_run(resolved: Resolved, *, resume: bool = False, dry_run: bool = False, doctor: bool = True) -> int:
@@ -274,6 +275,14 @@ def check_evaluation(overrides: Sequence[str]) -> None:
         section = override.partition("=")[0].partition(".")[0].strip()
         if section in {*RunConfig.model_fields, *SECTIONS} and section not in ("eval", "data", "stages"):
             raise UserError(f"{override}: has no effect on a trained run; quiet eval takes eval.* and data.*")
+
+
+def check_answering(overrides: Sequence[str]) -> None:
+    """UserError for a setting that a single answer does not read."""
+    for override in overrides:
+        if override.partition("=")[0].strip().split(".")[:2] not in ANSWERING:
+            takes = ", ".join(".".join(key) for key in ANSWERING)
+            raise UserError(f"{override}: has no effect on one answer; quiet generate and chat take {takes}")
 
 
 def report_runs(runs: Sequence[str]) -> Path:

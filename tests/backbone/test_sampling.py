@@ -88,7 +88,7 @@ def test_missing_numbers_are_refused(backbone, prompts):
 def test_a_permit_decides_what_is_drawn_and_touches_no_other_row(backbone, prompts):
     free = write(backbone, prompts, UNIFORMS, temperature=1.5)
 
-    def permit(row, tokens):
+    def permit(row, tokens, logits_V):
         if row != 1:
             return None
         return torch.isin(torch.arange(VOCAB), torch.tensor([5, 7])) & (len(tokens) < 6)
@@ -101,4 +101,4 @@ def test_a_permit_decides_what_is_drawn_and_touches_no_other_row(backbone, promp
             whole = [row[: row.index(9) + 1] if 9 in row else row for row in free]
             assert [held[0], *held[2:]] == [whole[0], *whole[2:]]
     with pytest.raises(ValueError, match=r"a permit for \(3,\) tokens does not fit"):
-        write(backbone, prompts, permit=lambda row, tokens: torch.ones(3, dtype=torch.bool))
+        write(backbone, prompts, permit=lambda row, tokens, logits_V: torch.ones(3, dtype=torch.bool))

@@ -145,6 +145,22 @@ def test_generate_and_chat_answer_and_name_the_cost(trained):
     assert code == 0 and out.count("passes") == 2, err
 
 
+def test_a_compressed_cache_is_a_setting_of_every_command_that_answers(trained):
+    asked = [str(trained), "eval.kv_cache.bits=4", "eval.kv_cache.keep_frac=1"]
+    code, out, err = quiet("generate", *asked, "--prompt", "a > b ? a 1", "--max-new-tokens", "4")
+    assert code == 0 and "kB of keys and values" in out, err
+    code, out, err = quiet("chat", *asked, "--max-new-tokens", "4", stdin="a > b ? a 1\n")
+    assert code == 0 and "kB of keys and values" in out, err
+    code, _, err = quiet("generate", str(trained), "eval.n=3", "--prompt", "a")
+    assert code == 2 and "eval.n=3: has no effect on one answer" in err
+    code, out, err = quiet(
+        "eval", str(trained), "eval.kv_caches.int4={keep_frac: 1, bits: 4}", "eval.timing=0"
+    )
+    assert code == 0 and "(int4)" in out and "key/value caches" in out, err
+    code, _, err = quiet("eval", str(trained), "--gate", "theater", "eval.kv_cache.bits=4")
+    assert code == 2 and "drop eval.kv_cache" in err
+
+
 def test_generate_refuses_an_effort_without_a_dial(trained):
     code, _, err = quiet("generate", str(trained), "--prompt", "a > b ? a 1", "--effort", "3")
     assert code == 2 and "effort" in err

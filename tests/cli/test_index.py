@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from quietreasoning.cli.main import app
 from quietreasoning.config import UserError
-from quietreasoning.indices.episodic import open_made
 from quietreasoning.memory.episodic_settings import EpisodicSettings
 from quietreasoning.memory.knn_index import KNNIndex, fitting
+from quietreasoning.memory.made import open_made
 from quietreasoning.memory.sidecar import check
 from quietreasoning.tools import build_indices
 from quietreasoning.workspace import WorkspaceConfig, WorkspaceForCausalLM
@@ -51,6 +51,7 @@ VERIFY = ("verify-knn", "--index", "knn.index", "--queries", "queries.npy", "--k
         ("knn", {"factory": "IVF4096,PQ32"}),
         ("episodic", {"backend": "faiss_ivfpq", "ttl_days": 30.0}),
         ("verify-knn", {"k": 10}),
+        ("consolidate", {"min_hits": 20}),
     ],
 )
 def test_defaults_are_the_promised_ones(command, defaults):
@@ -67,6 +68,8 @@ def test_knn_is_built_checked_and_found_again(arrays, tmp_path):
     _, one, _ = quiet(*KNN, "--factory", "IVF8,Flat", "--nprobe", 1)
     code, poor, _ = quiet(*VERIFY)
     assert one["nprobe"] == 1 and 0.2 < poor["recall"] < 1  # a real share: a cell of eight is looked into
+    assert poor["reranked_recall"] == poor["recall"]  # more candidates of the same cell
+    assert figures["reranked_recall"] == 1.0 and figures["candidates"] == 8
     index = KNNIndex.open(tmp_path / "knn.index", DIM)
     distances, ids = index.search(arrays[:3], 1)
     assert ids[:, 0].tolist() == [0, 1, 2] and np.allclose(distances, 0, atol=1e-5)

@@ -20,8 +20,8 @@ OPTIONS = {
     "plan": ["recipe", "settings", "--config", "--json"],
     "show": ["recipe", "settings", "--config", "--schema", "--json"],
     "list": [],
-    "generate": ["run", "--prompt", "--effort", "--max-new-tokens"],
-    "chat": ["run", "--effort", "--max-new-tokens"],
+    "generate": ["run", "settings", "--prompt", "--effort", "--max-new-tokens"],
+    "chat": ["run", "settings", "--effort", "--max-new-tokens"],
     "export": ["run", "folder", "--dtype", "--int8", "--torchao", "--json"],
     "migrate": [
         *("folder", "out", "--tokenizer", "--trim", "--add", "--add-special", "--rows"),
@@ -78,7 +78,10 @@ INDEX = {
     "index episodic": [
         *("--input", "--output", "--encoder", "--vectors", "--backend", "--ttl-days", "--json"),
     ],
-    "index verify-knn": ["--index", "--queries", "--k", "--keys", "--json"],
+    "index verify-knn": ["--index", "--queries", "--k", "--keys", "--candidates", "--json"],
+    "index consolidate": [
+        *("run", "--store", "--min-hits", "--questions", "--held-out", "--tolerance", "--rollback", "--json"),
+    ],
 }
 INNER = DATA | INDEX
 

@@ -6,8 +6,9 @@ import atexit
 import itertools
 import shutil
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,17 @@ from transformers import AutoModelForCausalLM, MistralConfig
 from quietreasoning.backbone import Backbone, BackboneConfig, ScratchConfig, load_backbone
 from quietreasoning.contract import IGNORE, Batch, Markers, Method, Role
 from quietreasoning.losses.cross_vocabulary import SharedIds
+from quietreasoning.memory.arrays import open_keys
+from quietreasoning.memory.datastore import Source, build_datastore
+from quietreasoning.memory.episodic import EpisodicStore
+from quietreasoning.memory.episodic_settings import EpisodicSettings
+from quietreasoning.memory.journal import Entry
+from quietreasoning.memory.knn_index import build
+from quietreasoning.memory.knn_lm import values_of
+from quietreasoning.memory.made import say_how_made
+from quietreasoning.memory.sidecar import seal
 from quietreasoning.methods import METHODS
+from quietreasoning.methods.recall.events import model_sha256
 from quietreasoning.optim.settings import OptimConfig
 from quietreasoning.train.distributed import Machine
 from quietreasoning.train.loop import train
@@ -48,6 +59,8 @@ THOUGHTS = {
     **{"anchors": 3, "spacing": 1, "thoughts": 2, "talk": 2, "floor": 2, "cap": 4, "divisor": 2, "chunk": 7},
     "gate": 0,
 }
+
+EPISODIC = {"store": "files", "encoder": "rows", "events": 2, "candidates": 4, "corrupt": 0.4}
 
 CASES: dict[str, tuple[str, dict]] = {
     "plain": ("plain", {}),
@@ -168,6 +181,15 @@ CASES: dict[str, tuple[str, dict]] = {
             "weights": {"prefer": 0.5, "code": 1, "unlikely": 1},
         },
     ),
+    "recall": ("recall", {"episodic": EPISODIC, "weights": {"answer": 1, "retrieve": 0.5}}),
+    "recall-knn": (
+        "recall",
+        {"episodic": EPISODIC, "knn": "files", "weights": {"answer": 1, "mixture": 1, "rare": 0.5}},
+    ),
+    "recall-prepend-only": (
+        "recall",
+        {"episodic": EPISODIC | {"reading": "prepend"}, "weights": {"retrieve": 1}},
+    ),
     "reasoner": ("reasoner", {"width": 16, "supervision_steps": 3, "cells": 8}),
     "reasoner-attention": (
         "reasoner",
@@ -268,11 +290,48 @@ def teacher() -> dict:
     return {"path": folder}
 
 
+@cache
+def store() -> str:
+    """A store of short events, some of which hold a row's answer; its folder goes with the process."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    settings = EpisodicSettings(backend="flat", ttl_days=10_000)
+    draw = torch.Generator().manual_seed(7)
+    with EpisodicStore(folder, dim=32, encoder="rows", settings=settings) as opened:
+        for row in range(24):
+            tokens = [*torch.randint(0, WORDS, (3 + row % 4,), generator=draw).tolist(), *row_of(row)[3]]
+            vector_D = torch.randn(32, generator=draw).numpy()
+            opened.write(Entry(vector_D, "", tuple(tokens)))
+        say_how_made(folder, encoder="rows", dim=32, settings=settings)
+    return str(folder)
+
+
+def datastore(backbone: Backbone) -> dict:
+    """Settings of a small datastore of this model's reading of rows; its folder goes with the process."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    source = Source(model_sha256(backbone), "none", backbone.width, VOCAB)
+    rows = [np.array([*row_of(row)[0], *MARKERS.answer_prefix, *row_of(row)[3]]) for row in range(24)]
+    build_datastore(backbone.model, rows, folder, source)
+    keys = open_keys(folder, "keys")
+    values = np.concatenate([np.load(path) for path in sorted(folder.glob("values-*.npy"))])
+    np.save(values_of(folder / "index"), values)
+    held = seal(
+        values_of(folder / "index"), kind="knn-values", dim=1, metric="none", counts={"entries": len(values)}
+    )
+    about = {"source": asdict(source), "keys_sha256": keys.sha256(), "values_sha256": held.sha256}
+    build(keys, folder / "index", "Flat", made_by=about)
+    return {"index": str(folder / "index"), "keys": str(folder), "neighbours": 8, "max_lookups": 2}
+
+
 def make(case: str, backbone: Backbone | None = None) -> Method:
     """The method of a case; the backbone is a fresh one unless given."""
     name, settings = CASES[case]
     settings = settings | ({"teacher": teacher()} if settings.get("teacher") == "a folder" else {})
     backbone = backbone or backbone_for(case)
+    if name == "recall":
+        settings = settings | {"episodic": settings["episodic"] | {"store": store()}}
+        settings = settings | ({"knn": datastore(backbone)} if "knn" in settings else {})
     torch.manual_seed(1)
     markers = replace(MARKERS, rationale=(3, 36)) if "rationale" in settings.get("weights", {}) else MARKERS
     markers = replace(markers, thinking=(36, 35)) if name == "thoughts" else markers
@@ -283,6 +342,13 @@ def make(case: str, backbone: Backbone | None = None) -> Method:
         with torch.no_grad():
             for last in (method.mixer.gate[-1], method.mixer.score[-1]):
                 last.weight.normal_()
+    if name == "recall":  # a closed gate lets nothing through, and a file fits the weights it was made of
+        method.open_stores()
+        with torch.no_grad():
+            if method.attends:
+                method.store.reader.gate.fill_(0.7)
+            if method.mixture is not None:
+                method.mixture.router.weight.normal_(std=2)
     return method.train()
 
 

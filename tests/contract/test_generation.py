@@ -38,7 +38,7 @@ SILENT = (
     "plain",
     "bake",
     "bake-pursuit",
-    *(case for case in CASES if case.startswith(("distill", "prefer", "cross"))),
+    *(case for case in CASES if case.startswith(("distill", "prefer", "cross", "recall"))),
 )
 OWN = [case for case in IN_TOKENS if case.startswith("thoughts")]  # tests/methods/test_thoughts.py
 THINKS = [

@@ -84,6 +84,25 @@ def test_search_is_exact_from_the_first_entry_and_across_each_change_of_index(op
     assert again.index.kind == last and found_ids(again, x_ND) == [[i + 1] for i in range(400)]
 
 
+def test_a_growing_store_gets_more_lists_and_opens_as_it_was_closed(opened):
+    """A quarter of the lists first, then all of them; a saved index of either stage is taken as it is."""
+    grows = {"index": {"nlist": 1024, "m": 16, "nprobe": 300, "train_per_list": 1}}
+    x_ND, written, lists = vectors(1100), 0, []
+    for end in (255, 300, 1000, 1100):
+        store = opened(grows)
+        store.write_many([Entry(x_ND[i], f"event {i}") for i in range(written, end)])
+        written = end
+        store.index.wait()
+        index = store.index._index
+        lists.append(getattr(index.settings, "nlist", 0))
+        if lists[-1]:
+            assert index.lists.nprobe == min(300, lists[-1])
+            found = np.array(found_ids(store, x_ND[:end]))[:, 0]
+            assert len(index) == end and np.mean(found == np.arange(1, end + 1)) > 0.95
+        store.close()
+    assert lists == [0, 256, 256, 1024]
+
+
 def test_a_known_event_is_renewed_and_a_batch_is_as_good_as_one_by_one(opened):
     near = vectors(60)
     near = unit(

@@ -93,7 +93,7 @@ def test_a_graph_is_built_anew_when_too_many_nodes_are_tombstones(kind):
 def test_inverted_lists_compare_by_inner_product_throughout_and_look_where_they_are_told():
     index = FaissIvfPq(DIM, IvfPqSettings(nlist=4, m=16, nprobe=3))
     index.train(vectors())
-    inner = index._index
+    inner = index.lists
     assert inner.metric_type == inner.quantizer.metric_type == faiss.METRIC_INNER_PRODUCT
     assert inner.nprobe == 3 and inner.cp.spherical
     with pytest.raises(UserError, match="260 vectors cannot train nlist=270, which needs 270"):

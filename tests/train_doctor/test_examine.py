@@ -50,6 +50,7 @@ def test_shipped_methods_are_healthy(name, settings, backbone, markers, batch):
 def test_every_method_is_examined():
     # need a backbone, a tokenizer, an instruction or pairs of their own: test_recipe_health.py
     elsewhere = {"workspace", "reasoner", "bake", "thoughts", "distill", "cross", "prefer"}  # distill below
+    elsewhere |= {"recall"}  # needs stores: tests/methods/test_recall.py
     assert {name for name, _ in VARIANTS} | elsewhere == set(METHODS)
 
 

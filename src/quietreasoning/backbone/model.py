@@ -6,13 +6,13 @@ Shapes: B rows, T new positions, S cached plus new positions, D width, V vocabul
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from quietreasoning.backbone.config import BackboneConfig
 from quietreasoning.backbone.new_rows import NAME, blended
@@ -26,17 +26,25 @@ from quietreasoning.workspace.cache import WorkspaceCache
 class Past:
     """What the model has read: its cache, which positions are real, and how many there are."""
 
-    cache: DynamicCache | WorkspaceCache
+    cache: Cache | WorkspaceCache
     valid_BS: Tensor
     length_B: Tensor
 
     def fork(self) -> Past:
-        """A copy that can grow on its own; the tensors are shared, the cache never writes in place."""
+        """A copy that can grow on its own; the tensors are shared, the cache never writes in place.
+
+        UserError for a cache of `Backbone.caching` that does."""
+        self.refuse_in_place("goes on from one prompt in more than one way")
         cache = copy.copy(self.cache)
         if isinstance(cache, WorkspaceCache):
             return Past(cache, self.valid_BS, self.length_B)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         return Past(cache, self.valid_BS, self.length_B)
+
+    def refuse_in_place(self, what: str) -> None:
+        """UserError for what needs a cache that is never written in place."""
+        if not isinstance(self.cache, DynamicCache | WorkspaceCache):
+            raise UserError(f"{what}, which a compressed key/value cache cannot follow: its bytes stand once")
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ class Backbone(nn.Module):
         self.sliding = "sliding_attention" in layer_types(model.config)
         self.is_workspace = isinstance(model, WorkspaceForCausalLM)
         self._taps: list[list[Call]] = []
+        self._make_cache: Callable[[], Cache] | None = None
         self._learns = frozenset(name for name, p in model.named_parameters() if p.requires_grad)
 
     @property
@@ -136,6 +145,8 @@ class Backbone(nn.Module):
             "use_cache": past is not None,
             "output_hidden_states": layers,
         }
+        if past is not None and (seen_BTS is not None or mutual):
+            past.refuse_in_place("reads a prompt by a mask of its own")
         if seen_BTS is not None:
             self.refuse_own_mask()
         if self.is_workspace:
@@ -169,8 +180,24 @@ class Backbone(nn.Module):
         finally:
             self._taps.remove(calls)
 
+    @contextmanager
+    def caching(self, make: Callable[[], Cache]) -> Iterator[None]:
+        """Inside, every text that is read with no past goes into a cache that `make` gives."""
+        if self.is_workspace:
+            raise UserError(
+                "a workspace model keeps its keys and values with its slots, in a cache of its own kind"
+            )
+        before, self._make_cache = self._make_cache, make
+        try:
+            yield
+        finally:
+            self._make_cache = before
+
     def _empty_past(self, rows: int, device: torch.device) -> Past:
-        cache = WorkspaceCache() if self.is_workspace else DynamicCache(config=self.model.config)
+        if self._make_cache is not None:
+            cache = self._make_cache()
+        else:
+            cache = WorkspaceCache() if self.is_workspace else DynamicCache(config=self.model.config)
         valid_BS = torch.zeros(rows, 0, dtype=torch.bool, device=device)
         return Past(cache, valid_BS, torch.zeros(rows, dtype=torch.long, device=device))
 

@@ -36,7 +36,7 @@ def sample(
     cumulative distribution. The same numbers give the same row in any batch, but for a number within rounding
     of the edge between two tokens: padding changes the last bits of a state.
     stop: a sequence of tokens that ends a row.
-    permit: which tokens may come next in a row that is not over, see contract.py.
+    permit: what may come next in a row that is not over, see contract.py.
 
     hidden_BD is the state that predicts the first token; `past` grows in place (fork it to keep it). A row
     that has ended feeds padding, which no other row sees. ValueError where numbers are missing or too few.
@@ -73,24 +73,28 @@ def sample(
 def permitted(
     logits_BV: Tensor, permit: Permit, rows: Sequence[Sequence[int]], is_open: Sequence[bool], eos: int
 ) -> Tensor:
-    """The logits with -inf where an open row may not write; where it may write nothing, at all but `eos`.
+    """The logits of open rows as a permit leaves them; where a row may write nothing, -inf at all but `eos`.
 
     rows: what each has written so far. ValueError where a permit speaks of another number of tokens than V.
     """
-    masked_BV = logits_BV.clone()
+    changed_BV = logits_BV.clone()
     for row, tokens in enumerate(rows):
-        allowed_V = permit(row, tokens) if is_open[row] else None
-        if allowed_V is None:
+        said_V = permit(row, tokens, logits_BV[row]) if is_open[row] else None
+        if said_V is None:
             continue
-        if allowed_V.shape != logits_BV.shape[1:]:
+        if said_V.shape != logits_BV.shape[1:]:
             raise ValueError(
-                f"a permit for {tuple(allowed_V.shape)} tokens does not fit the model's {logits_BV.shape[1]}"
+                f"a permit for {tuple(said_V.shape)} tokens does not fit the model's {logits_BV.shape[1]}"
             )
+        said_V = said_V.to(logits_BV.device)
+        allowed_V = said_V if said_V.dtype == torch.bool else said_V > -torch.inf
         if not allowed_V.any():
             allowed_V = torch.zeros_like(allowed_V)
             allowed_V[eos] = True
-        masked_BV[row].masked_fill_(~allowed_V.to(logits_BV.device), -torch.inf)
-    return masked_BV
+        elif said_V.dtype != torch.bool:
+            changed_BV[row] += said_V
+        changed_BV[row].masked_fill_(~allowed_V, -torch.inf)
+    return changed_BV
 
 
 def draw(logits_BV: Tensor, temperature: float, uniform_B: Tensor) -> Tensor:

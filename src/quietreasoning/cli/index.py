@@ -1,4 +1,4 @@
-"""`quiet index pkm | keys | knn | episodic | verify-knn`: what a model reads beyond its weights."""
+"""`quiet index pkm | keys | knn | episodic | verify-knn | consolidate`: what is read beyond the weights."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def knn(
         ..., "--dim", min=1, metavar="D", help="Width of the keys; 2304 of the 3b model."
     ),
     factory: str = typer.Option("IVF4096,PQ32", "--factory", help="What kind of index, as faiss writes it."),
-    nprobe: int = typer.Option(32, "--nprobe", min=1, metavar="N", help="Cells a search looks into."),
+    nprobe: int = typer.Option(256, "--nprobe", min=1, metavar="N", help="Cells a search looks into."),
     json: str = JSON,
 ) -> None:
     """Build the index of a kNN-LM from keys and next tokens."""
@@ -161,6 +161,9 @@ def verify_knn(
     keys: str = typer.Option(
         ..., "--keys", metavar="FILE.npy", help="The keys it was made of, for the exact search."
     ),
+    candidates: int = typer.Option(
+        8, "--candidates", min=1, metavar="N", help="Keys ranked exactly for each neighbour."
+    ),
     json: str = JSON,
 ) -> None:
     """Check an index, and tell its recall@k against exact search."""
@@ -168,13 +171,46 @@ def verify_knn(
     def work(show: Any) -> dict[str, Any]:
         from quietreasoning.indices.knn import verify_knn
 
-        return verify_knn(Path(index), Path(queries), k, Path(keys), show)
+        return verify_knn(Path(index), Path(queries), k, Path(keys), candidates, show)
 
     _told(work, json)
 
 
-def _told(work: Callable[[Any], dict[str, Any]], json: str | None) -> None:
-    """Do it under a progress bar, then tell the figures."""
+@app.command("consolidate")
+@guarded
+def consolidate(
+    run: str = typer.Argument(..., help="A run of method workspace with a product-key memory."),
+    store: str = typer.Option(..., "--store", metavar="DIR", help="A store of quiet index episodic."),
+    min_hits: int = typer.Option(20, "--min-hits", min=1, metavar="N", help="Hits worth promoting."),
+    questions: str = typer.Option(
+        None, "--questions", metavar="FILE.jsonl", help="Prompts and answers; default: the texts' last words."
+    ),
+    held_out: int = typer.Option(
+        1000, "--held-out", min=1, metavar="N", help="Validation questions that must not suffer."
+    ),
+    tolerance: float = typer.Option(
+        0.02, "--tolerance", min=0.0, max=0.99, help="Loss on them that the 95 % interval must exclude."
+    ),
+    rollback: bool = typer.Option(False, "--rollback", help="Take the last consolidation back instead."),
+    json: str = JSON,
+) -> int:
+    """Move what is asked for often into a model's memory, if a check finds that it helps and does no harm."""
+
+    def work(show: Any) -> dict[str, Any]:
+        from quietreasoning.indices.consolidate import consolidate, roll_back
+        from quietreasoning.workspace.consolidation import ConsolidationSettings
+
+        if rollback:
+            return roll_back(run, Path(store))
+        settings = ConsolidationSettings(min_hits=min_hits, held_out=held_out, tolerance=tolerance)
+        asked = None if questions is None else Path(questions)
+        return consolidate(run, Path(store), settings, questions=asked, show=show)
+
+    return 0 if _told(work, json).get("accepted", True) else 1
+
+
+def _told(work: Callable[[Any], dict[str, Any]], json: str | None) -> dict[str, Any]:
+    """Do it under a progress bar, then tell the figures and return them."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -198,3 +234,4 @@ def _told(work: Callable[[Any], dict[str, Any]], json: str | None) -> None:
     write_json(json, figures)
     if json != "-":
         print_table(("", ""), [(name.replace("_", " "), value) for name, value in figures.items()])
+    return figures

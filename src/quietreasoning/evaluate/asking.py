@@ -21,6 +21,7 @@ from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Method, Permit, Response
 from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.evaluate.controls import FROM_OTHER_ROWS, Arm
+from quietreasoning.evaluate.meter import Meter
 
 WARM_UP = 2
 Prompt = np.ndarray  # token ids, one dimension
@@ -69,6 +70,7 @@ def answer_all(
     check_stop: Check,
     progress: Progress,
     permits: Permits = None,
+    meter: Meter | None = None,
 ) -> Answers:
     lists = {
         name: [None] * len(prompts)
@@ -80,7 +82,11 @@ def answer_all(
     done = 0
     for batch in batches:
         check_stop()
+        if meter is not None:
+            meter.begin()
         response, milliseconds = _ask(arm, prompts, batch, config.max_new_tokens, permits)
+        if meter is not None:
+            meter.note(response, milliseconds)
         for name, values in lists.items():
             for i, value in zip(batch, getattr(response, name), strict=True):
                 values[i] = value

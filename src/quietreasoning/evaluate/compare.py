@@ -33,8 +33,11 @@ def compare(a: str, b: str, outcomes: dict[str, str], seed: int = 0) -> dict[str
 
 
 def compare_all(rows: Sequence[Row], outcomes: dict[str, str], seed: int = 0) -> list[dict[str, Any]]:
-    """Every two methods as trained, each method with its controls, each control with the direct answer."""
+    """Every two methods as trained, each method with its controls and with its caches, each control with the
+    direct answer."""
     trained = [row for row in rows if row["control"] is None and row["effort"] is None]
+    cached = [row for row in trained if row.get("cache")]
+    trained = [row for row in trained if not row.get("cache")]
     mains = [row["method"] for row in trained if row["kind"] != "shortcut"]
     direct = [row["method"] for row in trained if row["kind"] == "direct"]
     pairs = [("methods", a, b) for i, a in enumerate(mains) for b in mains[i + 1 :]]
@@ -43,6 +46,7 @@ def compare_all(rows: Sequence[Row], outcomes: dict[str, str], seed: int = 0) ->
             name = arm_name(row["method"], row["control"], row["effort"])
             pairs.append(("control", arm_name(row["method"], None, row["effort"]), name))
             pairs.extend(("control", name, answer) for answer in direct)
+    pairs += [("cache", row["method"].removesuffix(f" ({row['cache']})"), row["method"]) for row in cached]
     return [
         {"about": about, **compare(a, b, outcomes, seed)}
         for about, a, b in pairs

@@ -21,7 +21,7 @@ def refusal(method: Method) -> str | None:
     prompt_11 = torch.tensor([[method.markers.eos]], device=device_of(method))
     try:
         with answering(method):
-            method.generate(prompt_11, max_new_tokens=1, permit=lambda row, tokens: None)
+            method.generate(prompt_11, max_new_tokens=1, permit=lambda row, tokens, logits_V: None)
     except ValueError as error:
         return str(error)
     return None

@@ -13,7 +13,7 @@ FROM_OTHER_ROWS = ("shuffle", "mean")  # these need company, and depend on it by
 
 @dataclass(frozen=True)
 class Arm:
-    """One line of the table: a method, perhaps with corrupted thoughts or another effort.
+    """One line of the table: a method, perhaps with corrupted thoughts, another effort or another cache.
 
     Several arms may share one method; `label` names it ("slots"). method: in eval mode or not, on the
     device where its prompts shall go.
@@ -23,6 +23,7 @@ class Arm:
     label: str
     control: str | None = None
     effort: int | None = None
+    cache: str | None = None  # a key of eval.kv_caches, named in the label too
 
     @property
     def name(self) -> str:
@@ -30,11 +31,17 @@ class Arm:
 
 
 def arms_of(
-    method: Method, label: str, controls: Iterable[str] = (), efforts: Iterable[int] = ()
+    method: Method,
+    label: str,
+    controls: Iterable[str] = (),
+    efforts: Iterable[int] = (),
+    caches: Iterable[str] = (),
 ) -> list[Arm]:
-    """The method, then its controls (those it supports, in the order asked for), then its efforts.
+    """The method, then its controls (those it supports, in the order asked for), then its efforts and caches.
 
     Give `efforts` only for a method that has such a dial; the harness refuses them otherwise.
     """
     corrupted = [Arm(method, label, control=name) for name in controls if name in method.controls]
-    return [Arm(method, label), *corrupted, *(Arm(method, label, effort=effort) for effort in efforts)]
+    through = [Arm(method, f"{label} ({name})", cache=name) for name in caches]
+    dialled = [Arm(method, label, effort=effort) for effort in efforts]
+    return [Arm(method, label), *corrupted, *dialled, *through]

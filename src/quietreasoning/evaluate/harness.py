@@ -14,8 +14,10 @@ import numpy as np
 
 from quietreasoning.config import UserError
 from quietreasoning.data.example import Example
+from quietreasoning.evaluate.answer_only import AnswerOnly, together
 from quietreasoning.evaluate.asking import (
     Answers,
+    Permits,
     Progress,
     Prompt,
     answer_all,
@@ -30,6 +32,10 @@ from quietreasoning.evaluate.compare import compare_all, verdicts
 from quietreasoning.evaluate.config import EvalConfig
 from quietreasoning.evaluate.constrained import Constraint
 from quietreasoning.evaluate.controls import FROM_OTHER_ROWS, Arm
+from quietreasoning.evaluate.grades import GRADES, grade_figures
+from quietreasoning.evaluate.kv_cache import check_caches, metered
+from quietreasoning.evaluate.leakage import Audit, leakage
+from quietreasoning.evaluate.meter import Meter
 from quietreasoning.evaluate.rows import COSTS, Report, Row, arm_name
 from quietreasoning.evaluate.scorers import SCORERS, number
 from quietreasoning.evaluate.statistics import wilson
@@ -66,7 +72,7 @@ def evaluate(
     padding. decode: text of answer ids. seed: the training seed, for the rows. shortcuts: rule -> answer,
     for rows "shortcut: <rule>". group: the group an example also counts in. stop: asked before every batch.
     progress: (arm, prompts done, prompts). tokenizer: what `encode_prompt` uses, and dialect: of tool
-    calls, both for `config.constrained`.
+    calls, for `config.constrained`; the tokenizer also for `rationale_bias` and `stop`.
 
     Raises UserError on prompts that do not fit the context, on an effort that a method does not have, on
     a control that needs a second prompt, on `config.constrained` where no tools are declared or an arm cannot
@@ -83,9 +89,11 @@ def evaluate(
     for arm in arms:
         _check(arm, prompts, config)
     constraint = Constraint(tokenizer, task, examples, dialect) if config.constrained else None
-    permits = None if constraint is None else constraint.permit
+    answer_only = AnswerOnly(tokenizer, config.lexicon, config.rationale_bias, config.stop)
+    permits = joint(constraint, answer_only)
     for method in {id(arm.method): arm.method for arm in arms}.values() if constraint else ():
         constraint.check(method)
+    check_caches(arms, config)
     device = device_name(device_of(arms[0].method))
     groups = [group(each) for each in examples]
     loose = {} if constraint is None else constraint.loose
@@ -96,10 +104,11 @@ def evaluate(
             raise Stopped(found.report(complete=False))
 
     for arm in arms:
-        with answering(arm.method):
+        with answering(arm.method), metered(arm, arms, config) as meter:
             ms = None if arm.control else time_alone(arm, prompts, config, check_stop, permits)
-            said = answer_all(arm, prompts, config, check_stop, progress, permits)
-        found.add_arm(arm, said, ms, decode)
+            said = answer_all(arm, prompts, config, check_stop, progress, permits, meter)
+        said.answers = [answer_only.cut(answer) for answer in said.answers]
+        found.add_arm(arm, said, ms, decode, answer_only.text(decode), meter)
     if shortcuts is not None:
         found.add_shortcuts([shortcuts(example) for example in examples])
     return found.report(complete=True)
@@ -121,15 +130,30 @@ class _Findings:
     outcomes: dict[str, str] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
 
-    def add_arm(self, arm: Arm, said: Answers, ms: float | None, decode: Callable[[list[int]], str]) -> None:
-        texts = [decode(answer) for answer in said.answers]
+    def add_arm(
+        self,
+        arm: Arm,
+        said: Answers,
+        ms: float | None,
+        decode: Callable[[list[int]], str],
+        read: Callable[[list[int]], str],
+        meter: Meter | None = None,
+    ) -> None:
+        """read: as `decode`, of an answer."""
+        texts = [read(answer) for answer in said.answers]
         correct = self._score(texts)
         means = {name: fmean(getattr(said, name)) for name in ("visible_tokens", "passes", "latent_steps")}
         unanswered = sum(not text for text in texts)
         costs = {**means, "ms": ms, "ms_batched": said.ms_batched, "batch": said.batch}
         more = costs | self._figures(texts)
+        audit = Audit(self.config.lexicon, read, arm.method.markers.thinking)
+        more["leakage"] = leakage(list(map(audit.read, said.answers, self.examples)))
         if said.confidence is not None:
             more["trust"] = trust(said.confidence, correct)
+        if meter is not None:
+            more["kv"] = meter.figures()
+        if arm.cache is not None:
+            more["cache"] = arm.cache
         self._add(arm.label, _kind(arm, means), arm.control, arm.effort, correct, unanswered, more)
         if arm.control is None and arm.effort is None:
             for i, example in enumerate(self.examples[: self.config.samples]):
@@ -174,7 +198,10 @@ class _Findings:
         score = SCORERS[self.scorer]
         return [score(text, example) for text, example in zip(texts, self.examples, strict=True)]
 
-    def _figures(self, texts: Sequence[str]) -> dict[str, dict[str, float]]:
+    def _figures(self, texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+        if self.scorer in GRADES:
+            found = grade_figures(self.scorer, texts, self.examples, self.groups)
+            return found | {"group_figures": in_order(found["group_figures"])}
         figures = {"call": call_figures, "program": form_figures}.get(self.scorer)
         return {} if figures is None else figures(texts, self.examples)
 
@@ -219,6 +246,14 @@ class _Findings:
                 "groups": {name: [hits / n, n] for name, (hits, n) in in_order(by_group).items()},
             }
         )
+
+
+def joint(constraint: Constraint | None, answer_only: AnswerOnly) -> Permits:
+    """Both, where there are both."""
+    makers = [each.permit for each in (constraint, answer_only) if each]
+    if len(makers) < 2:
+        return next(iter(makers), None)
+    return lambda method, examples: together([permit(method, examples) for permit in makers])
 
 
 def in_order(groups: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from quietreasoning.config import UserError
 from quietreasoning.evaluate.call_figures import pooled_figures
+from quietreasoning.evaluate.leakage import pooled_leakage
 from quietreasoning.evaluate.statistics import Interval, mean_interval, seed_interval
 
 FORMAT = 1
@@ -42,6 +43,9 @@ class Report:
     tokens (those predicted), nll (mean a token), perplexity, perplexity_low, perplexity_high; and figures
     {name: value} of a method that answers nothing. No outcomes.
     Where tool calls are scored: figures {name: mean} of call_figures.py, figure_rows {name: rows counted}.
+    Where answers can be right in part: those two of grades.py, and group_figures {group: [mean grade, n]}.
+    Of what was written: leakage {figure of leakage.leakage: value}, or None where no answer has a token.
+    Where caches are compared: kv {figure of Meter.figures: value}, and cache, its name, of a row with one.
     Where a method says how sure it is: trust {figure of calibration.trust: value}; pooled: mean over seeds.
     outcomes: arm name -> one "0" or "1" an item, in the order of `items`, for paired tests.
     """
@@ -167,24 +171,32 @@ def _pooled(rows: Sequence[Row]) -> Row:
         "by_steps": {
             key: [steps[key]["correct"], steps[key]["n"]] for key in sorted(steps, key=_number_first)
         },
-        "groups": _pooled_groups(rows),
+        "groups": _pooled_groups(rows, "groups"),
         **(_pooled_text(rows) if text else pooled_figures(rows)),
+        **({"group_figures": _pooled_groups(rows, "group_figures")} if "group_figures" in rows[0] else {}),
         **_pooled_trust(rows),
+        **_pooled_kv(rows),
+        **pooled_leakage(rows),
     }
 
 
-def _pooled_groups(rows: Sequence[Row]) -> dict[str, list[float]]:
+def _pooled_groups(rows: Sequence[Row], key: str) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for row in rows:
-        for name, (accuracy, n) in row.get("groups", {}).items():
+        for name, (mean, n) in row.get(key, {}).items():
             before, counted = found.get(name, (0.0, 0))
-            found[name] = [(before * counted + accuracy * n) / (counted + n), counted + n]
+            found[name] = [(before * counted + mean * n) / (counted + n), counted + n]
     return found
 
 
 def _pooled_trust(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     found = [row["trust"] for row in rows if "trust" in row]
     return {"trust": {name: _mean([one[name] for one in found]) for name in found[0]}} if found else {}
+
+
+def _pooled_kv(rows: Sequence[Row]) -> dict[str, dict[str, float | None]]:
+    found = [row["kv"] for row in rows if "kv" in row]
+    return {"kv": {name: _mean([one[name] for one in found]) for name in found[0]}} if found else {}
 
 
 def _pooled_text(rows: Sequence[Row]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from quietreasoning.evaluate.call_figures import FORMS, NAMES
+from quietreasoning.evaluate.grades import FIGURES
 from quietreasoning.evaluate.rows import Row, arm_name, pool
 
 
@@ -39,7 +40,7 @@ def table(rows: Iterable[Row], title: str | None = None) -> Table:
         made.add_column(name, justify="right", no_wrap=True)
     last = None
     for row in pooled:
-        own = row["control"] is None and row["effort"] is None
+        own = row["control"] is None and row["effort"] is None and not row.get("cache")
         if last and own and not row["kind"] == last["kind"] == "shortcut":
             made.add_section()
         last = row
@@ -50,16 +51,18 @@ def table(rows: Iterable[Row], title: str | None = None) -> Table:
 
 
 def figures_table(rows: Iterable[Row]) -> Table | None:
-    """How the calls of each arm were, seeds pooled: a column a figure, with the rows it counts in its heading
-    where that is the same in all arms; None where no row has such figures."""
+    """How the calls of each arm were, or how much of its answers is right, seeds pooled: a column a figure,
+    with the rows it counts in its heading where that is the same in all arms; None where no row has such
+    figures."""
     pooled = [row for row in pool(rows) if row["kind"] != "text" and row["figures"]]
     if not pooled:
         return None
-    names = [name for name in (*NAMES, *FORMS) if any(name in row["figures"] for row in pooled)]
+    names = [name for name in (*NAMES, *FORMS, *FIGURES) if any(name in row["figures"] for row in pooled)]
     made = Table(
         box=box.SIMPLE_HEAD, padding=(0, 0, 0, 0), collapse_padding=True, show_edge=False, pad_edge=False
     )
-    made.add_column("calls, %", no_wrap=True, min_width=max(len(label(row)) for row in pooled))
+    what = "in part, %" if set(names) <= set(FIGURES) else "calls, %"
+    made.add_column(what, no_wrap=True, min_width=max(len(label(row)) for row in pooled))
     for name in names:
         counts = {row["figure_rows"].get(name, 0) for row in pooled}
         said = f"n = {counts.pop()}" if len(counts) == 1 else "n differs"
@@ -125,7 +128,9 @@ def sample_size(row: Row) -> str:
 
 
 def label(row: Row) -> str:
-    """Controls and efforts are indented under their method: `  + zero`, `  @ 2`."""
+    """Controls, efforts and caches are indented under their method: `  + zero`, `  @ 2`, `  (int4)`."""
+    if row.get("cache"):
+        return f"  ({row['cache']})"
     if row["control"] is None and row["effort"] is None:
         return row["method"].replace("shortcut", "rule")
     return "  " + arm_name("", row["control"], row["effort"]).strip()
@@ -153,7 +158,8 @@ def figure(value: float | None) -> str:
 
 def chain_passes(pooled: Sequence[Row]) -> float | None:
     """Sequential passes of the visible chain; None where none was evaluated, or several were."""
-    chains = [row["passes"] for row in pooled if row["kind"] == "chain" and row["effort"] is None]
+    own = [row for row in pooled if row["effort"] is None and not row.get("cache")]
+    chains = [row["passes"] for row in own if row["kind"] == "chain"]
     return chains[0] if len(chains) == 1 else None
 
 

@@ -17,10 +17,9 @@ from quietreasoning.memory.episodic_settings import EpisodicSettings
 from quietreasoning.memory.index_settings import INDEX_SETTINGS
 from quietreasoning.memory.journal import Entry
 from quietreasoning.memory.knn_index import Show, quiet
-from quietreasoning.memory.sidecar import replacing
+from quietreasoning.memory.made import say_how_made
 
 WRITTEN = 1000  # events of one transaction
-SETTINGS = "episodic.json"  # how a store that was made here was meant to be opened
 
 
 def make_episodic(
@@ -54,27 +53,11 @@ def make_episodic(
             show("events", first + len(some), count)
         expired = store.sweep()
         held = len(store)
-    about = {"encoder": encoder, "dim": dim, "backend": backend, "ttl_days": ttl_days}
-    with replacing(output / SETTINGS) as temporary:
-        temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    about = say_how_made(output, encoder=encoder, dim=dim, settings=settings)
     return {"store": str(output), "events": count, "added": added, "renewed": renewed, "expired": expired} | {
         "entries": held,
         **about,
     }
-
-
-def open_made(folder: Path) -> EpisodicStore:
-    """A store that `make_episodic` wrote, with the backend and time of life that it was made with."""
-    path = folder / SETTINGS
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        settings = EpisodicSettings(backend=about["backend"], ttl_days=about["ttl_days"])
-        dim, encoder = int(about["dim"]), str(about["encoder"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} does not say how this store was made ({error}). Run quiet index episodic on it again."
-        ) from error
-    return EpisodicStore(folder, dim=dim, encoder=encoder, settings=settings)
 
 
 def _survey(path: Path, vectors: Path | None) -> tuple[int, int]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,16 +21,19 @@ from quietreasoning.data.teacher_cache.header import check_teacher, tokenizer_fa
 from quietreasoning.memory.arrays import open_keys, open_values
 from quietreasoning.memory.datastore import Size, Source, build_datastore, source_in
 from quietreasoning.memory.knn_index import (
+    CANDIDATES,
     FACTORY,
     NPROBE,
     KNNIndex,
     Show,
     build,
+    exact,
     fitting,
     make,
     own_keys,
     quiet,
     recall,
+    search_exactly,
 )
 from quietreasoning.memory.knn_lm import values_of
 from quietreasoning.memory.sidecar import replacing, seal
@@ -104,27 +110,51 @@ def make_knn(
     }
 
 
-def verify_knn(index: Path, queries: Path, k: int, keys: Path, show: Show = quiet) -> dict[str, Any]:
-    """recall@k against an exact search of the keys that the index was made of, and its mean distances."""
+def verify_knn(
+    index: Path, queries: Path, k: int, keys: Path, candidates: int = CANDIDATES, show: Show = quiet
+) -> dict[str, Any]:
+    """recall@k against an exact search of the keys that the index was made of, from the codes alone and with
+    `candidates` for each neighbour ranked by the keys; milliseconds of both, a query at a time."""
     opened = KNNIndex.open(index)
     rows = own_keys(opened, keys, str(index))
     asked = open_keys(queries, "--queries", opened.dim)
     queries_MD = asked.take(np.arange(len(asked)))
     if not np.isfinite(queries_MD).all():
         raise UserError(f"--queries {queries}: some numbers are not finite; leave those queries out")
-    distances_MK, ids_MK = opened.search(queries_MD, min(k, len(opened)))
-    found = distances_MK[ids_MK >= 0]
+    most = min(k, len(opened))
+    ways = {
+        "": lambda query_1D: opened.search(query_1D, most),
+        "reranked_": lambda query_1D: search_exactly(opened, rows, query_1D, most, candidates),
+    }
+    found = {name: [_timed(way, query_1D) for query_1D in queries_MD[:, None]] for name, way in ways.items()}
+    ids = {name: np.concatenate([one.ids_1K for one in some]) for name, some in found.items()}
+    distances = np.concatenate([one.far_1K for one in found[""]])[ids[""] >= 0]
+    shares = recall(rows, queries_MD, exact(rows, queries_MD, most, show)[0], ids)
     return {
         "index": str(index),
         "entries": len(opened),
         "queries": len(queries_MD),
         "k": k,
-        "recall": recall(opened, rows, queries_MD, k, show),
-        "found_per_query": float((ids_MK >= 0).sum(1).mean()),
-        "mean_distance": float(found.mean()) if len(found) else None,
+        **{f"{name}recall": share for name, share in shares.items()},
+        **{f"{name}ms": round(statistics.median(one.ms for one in some), 3) for name, some in found.items()},
+        "candidates": candidates,
+        "found_per_query": float((ids[""] >= 0).sum(1).mean()),
+        "mean_distance": float(distances.mean()) if len(distances) else None,
         "factory": opened.sidecar.made_by.get("factory"),
         "nprobe": opened.sidecar.made_by.get("nprobe"),
     }
+
+
+class _Search(NamedTuple):
+    far_1K: np.ndarray
+    ids_1K: np.ndarray
+    ms: float
+
+
+def _timed(way: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], query_1D: np.ndarray) -> _Search:
+    began = time.perf_counter()
+    far_1K, ids_1K = way(query_1D)
+    return _Search(far_1K, ids_1K, 1000 * (time.perf_counter() - began))
 
 
 def source_of(backbone: Backbone, tokenizer: Any) -> Source:

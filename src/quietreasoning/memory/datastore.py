@@ -14,11 +14,9 @@ Shapes: N entries, n of a shard, D width, T tokens of a row, B rows read togethe
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quietreasoning.config import UserError
+from quietreasoning.disk import alone
 from quietreasoning.layers import diff
 from quietreasoning.memory.arrays import KEYS, VALUES
 from quietreasoning.memory.ffn_input import LAYER, read_ffn
@@ -88,7 +87,7 @@ def build_datastore(
     _refuse(rows, source)
     settings = asdict(source) | asdict(size) | {"rows": len(rows), "rows_sha256": _fingerprint(rows)}
     model.eval()
-    with _alone(folder):
+    with alone(folder):
         _settle(folder, settings)
         for shard, first in enumerate(range(0, len(rows), size.rows_per_shard)):
             part = rows[first : first + size.rows_per_shard]
@@ -205,18 +204,6 @@ def _read(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged. Take a copy, or {AGAIN}.") from error
     raise UserError(f"{path} is of another format, or damaged; {AGAIN}")
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """The one writer of a folder; the lock dies with its process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder}: another process writes here. Wait for it, or give another.") from None
-        yield
 
 
 def _fingerprint(rows: Sequence[Ids]) -> str:

@@ -197,17 +197,26 @@ class EpisodicStore:
         with self._lock:
             return self._remove(lambda: list(ids))
 
-    def promotable(self, min_hits: int, *, now: float | None = None) -> list[Entry]:
-        """Living entries with at least so many hits, most hits first, with states. Changes nothing."""
+    def promotable(self, min_hits: int, *, now: float | None = None, place: str | None = None) -> list[Entry]:
+        """Living entries with at least so many hits, most hits first, with states. Changes nothing.
+
+        place: whose weights they might go into; what these hold already is left out.
+        """
         if min_hits < 1:
             raise UserError(f"min_hits={min_hits} must be at least 1")
         with self._lock:
             deadline = self._deadline(self.clock() if now is None else now)
             ids = {*self.journal.often_hit(min_hits, deadline), *self._hits}
+            ids -= set() if place is None else self.journal.consolidated(place)
             known = self.journal.entries(ids, states=True).values()
             counted = [replace(entry, hits=entry.hits + self._hits[entry.id]) for entry in known]
             chosen = [e for e in counted if e.hits >= min_hits and e.refreshed > deadline]
             return sorted(chosen, key=lambda entry: (-entry.hits, entry.id))
+
+    def consolidate(self, place: str, ids: Iterable[int]) -> None:
+        """Note down that the weights called `place` hold these entries, and no others."""
+        with self._lock, self._transaction():
+            self.journal.consolidate(place, ids)
 
     def backup(self, path: str | Path) -> None:
         """A whole copy of the journal, to be put in a folder of its own as journal.sqlite."""
@@ -245,7 +254,7 @@ class EpisodicStore:
 
         Where too many candidates have expired, more are asked for, until the index has no more to give.
         """
-        deadline, asked = self._deadline(now), k * self.settings.rerank
+        deadline, asked = self._deadline(now), k * (1 if self.index.exact else self.settings.rerank)
         while True:
             _, ids_MN = self.index.search(queries_MD, asked)
             there_N, vectors_ND = self.journal.vectors_of(

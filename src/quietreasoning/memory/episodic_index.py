@@ -1,26 +1,27 @@
 """The index of an episodic store: a cache of its journal, never the truth.
 
 Exact until there are enough entries for the backend of the settings; then that one is made aside, by a thread
-with its own connection, while the exact index goes on serving, and takes its place. What a saved index lacks
-is read from the journal. One that is damaged, of another store, encoder, width or structure, or whose counts
-the journal does not confirm, is named and rebuilt.
+with its own connection, while the exact index goes on serving, and takes its place. A backend whose size
+depends on the number of entries is made anew as they grow. What a saved index lacks is read from the
+journal. One that is damaged, of another store, encoder, width or structure, or whose counts the journal does
+not confirm, is named and rebuilt.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Thread
 
 import numpy as np
 
 from quietreasoning.config import UserError
-from quietreasoning.memory.backends import load_index, make_index, save_index
+from quietreasoning.memory.backends import load_index, make_index, save_index, structure
 from quietreasoning.memory.episodic_settings import EpisodicSettings
 from quietreasoning.memory.flat import FlatIndex
-from quietreasoning.memory.index_settings import FlatSettings
+from quietreasoning.memory.index_settings import FlatSettings, IndexSettings
 from quietreasoning.memory.journal import Journal, Position
 from quietreasoning.memory.sidecar import read, sidecar_of
 from quietreasoning.memory.vectors import VectorIndex
@@ -51,6 +52,11 @@ class CachedIndex:
     @property
     def kind(self) -> str:
         return self._index.kind
+
+    @property
+    def exact(self) -> bool:
+        """Whether its candidates are the nearest, so that no more of them need to be looked at."""
+        return self.kind in ("flat", "faiss_flat")
 
     def search(self, queries_MD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As `VectorIndex.search`; approximate where the backend is, and perhaps with ids removed since."""
@@ -110,8 +116,12 @@ class CachedIndex:
         return {"store": self.journal.store, "encoder": self.journal.encoder}
 
     def _grown(self) -> bool:
-        c = self.settings
-        return c.backend != "flat" and self.kind == "flat" and len(self._index) >= max(c.index.flat_until, 1)
+        """Whether there are enough entries for a later stage than the present index is of."""
+        stages = self.settings.index.stages
+        if self.settings.backend == "flat" or (due := stage_of(stages, len(self._index))) is None:
+            return False
+        now = structure(self._index.settings)
+        return self.kind == "flat" or now in [structure(stage) for stage in stages[: stages.index(due)]]
 
     def _load(self) -> tuple[VectorIndex, Position] | None:
         """The newest saved index that the journal confirms."""
@@ -126,9 +136,12 @@ class CachedIndex:
         return None
 
     def _read(self, path: Path) -> tuple[VectorIndex, Position]:
-        kind = read(path, AGAIN).kind
-        flat = kind == "flat"
-        backend, settings = ("flat", FlatSettings()) if flat else (self.settings.backend, self.settings.index)
+        sidecar, backend, settings = read(path, AGAIN), self.settings.backend, self.settings.index
+        if sidecar.kind == "flat":
+            backend, settings = "flat", FlatSettings()
+        for stage in settings.stages:
+            if structure(stage) == sidecar.made_by.get("structure"):
+                settings = stage
         index, sidecar = load_index(path, backend, self.journal.dim, settings, AGAIN)
         for name, wanted in self._identity().items():
             if (found := sidecar.made_by.get(name)) != wanted:
@@ -143,7 +156,7 @@ class CachedIndex:
         return index, at
 
     def _build(self) -> tuple[VectorIndex, Position]:
-        if len(self.journal) >= max(self.settings.index.flat_until, 1):
+        if stage_of(self.settings.index.stages, len(self.journal)) is not None:
             return build(self.journal, self.settings)
         return FlatIndex(self.journal.dim), Position(0, self.journal.position().last_removal)
 
@@ -169,15 +182,23 @@ class CachedIndex:
 
 def build(journal: Journal, settings: EpisodicSettings) -> tuple[VectorIndex, Position]:
     """An index of the settings' backend over the whole journal, trained on a sample of it."""
-    index = make_index(settings.backend, journal.dim, settings.index)
+    stages = settings.index.stages
+    stage = stage_of(stages, len(journal)) or stages[0]
+    index = make_index(settings.backend, journal.dim, stage)
     start = Position(0, journal.position().last_removal)  # removals from here on are applied by `follow`
     if not index.trained:
         ids = np.asarray(journal.ids())
-        most = settings.index.flat_until
+        most = stage.flat_until
         if len(ids) > most:
             ids = np.sort(np.random.default_rng(0).choice(ids, most, replace=False))
         index.train(journal.vectors_of(ids.tolist())[1])
     return index, follow(journal, index, start, journal.position())[0]
+
+
+def stage_of(stages: Sequence[IndexSettings], entries: int) -> IndexSettings | None:
+    """The last stage that so many entries are enough for; None: search stays exact."""
+    reached = [stage for stage in stages if entries >= max(stage.flat_until, 1)]
+    return reached[-1] if reached else None
 
 
 def follow(journal: Journal, index: VectorIndex, at: Position, end: Position) -> tuple[Position, int]:

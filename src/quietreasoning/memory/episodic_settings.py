@@ -21,7 +21,7 @@ class EpisodicSettings(Settings):
     """An event nearer than this to a remembered one renews that one and is not added."""
     ttl_days: float = Field(30.0, gt=0)
     """Days after which an event that was not renewed is forgotten."""
-    rerank: int = Field(8, ge=1)
+    rerank: int = Field(32, ge=1)
     """Candidates that are fetched for each neighbour asked for, and ranked by their stored vectors."""
     save_every: int = Field(10_000, ge=1)
     """New entries after which the index is saved; what a saved index lacks is read from the journal."""

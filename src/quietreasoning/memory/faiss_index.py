@@ -83,7 +83,12 @@ class FaissFlat(_Faiss):
 
 
 class FaissIvfPq(_Faiss):
-    """The default of large stores: `nlist` lists, codes of `m` bytes (doi 10.1109/TPAMI.2010.57)."""
+    """The default of large stores: `nlist` lists, codes of `m` bytes (doi 10.1109/TPAMI.2010.57).
+
+    Vectors are turned at random first, always alike. A code gives every part of a vector one byte, and the
+    states of language models have a few columns that are larger than all others: turned, all parts weigh the
+    same.
+    """
 
     kind = "faiss_ivfpq"
 
@@ -97,13 +102,20 @@ class FaissIvfPq(_Faiss):
                 f"m={self.settings.m} does not divide the vectors' width {self.dim}. Give m={fits}"
             )
         coarse = faiss.IndexFlatIP(self.dim)
-        index = faiss.IndexIVFPQ(
+        lists = faiss.IndexIVFPQ(
             coarse, self.dim, self.settings.nlist, self.settings.m, 8, faiss.METRIC_INNER_PRODUCT
         )
-        index.nprobe = self.settings.nprobe
+        lists.nprobe = self.settings.nprobe
         # how many vectors are enough is decided by `train`, not warned of by FAISS
-        index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
-        return index
+        lists.cp.min_points_per_centroid = lists.pq.cp.min_points_per_centroid = 1
+        turned = faiss.RandomRotationMatrix(self.dim, self.dim)
+        turned.init(0)
+        return faiss.IndexPreTransform(turned, lists)
+
+    @property
+    def lists(self) -> Any:
+        """FAISS's index behind the rotation."""
+        return faiss.extract_index_ivf(self._index)
 
     def train(self, vectors_ND: np.ndarray) -> None:
         """Lists and codes from a sample of at most `train_per_list` vectors for each list, drawn evenly.
@@ -125,7 +137,7 @@ class FaissIvfPq(_Faiss):
     @classmethod
     def load(cls, path: Path, dim: int, settings: IvfPqSettings) -> Self:
         index = super().load(path, dim, settings)
-        index._index.nprobe = settings.nprobe
+        index.lists.nprobe = settings.nprobe
         return index
 
 

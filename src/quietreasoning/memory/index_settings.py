@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from quietreasoning.config import Settings
 
 CODE_CENTRES = 256  # of a code of one byte; it cannot be learnt from fewer vectors
+PROBES = 128  # of 4096 lists they hold .975 of the ten nearest of a million in small topics, 16 hold .94
+FEW_LISTS, GROWTH = 256, 4  # lists of a growing store's first index; times as many in the next
 
 
-class FlatSettings(Settings):
+class IndexSettings(Settings):
+    """Settings of an index that takes the place of exact search once there are `flat_until` entries."""
+
+    @property
+    def stages(self) -> tuple[IndexSettings, ...]:
+        """Settings that follow one another while a store grows, these last; each from its `flat_until` on."""
+        return (self,)
+
+
+class FlatSettings(IndexSettings):
     """Exact search has nothing to set."""
 
     @property
@@ -17,17 +31,25 @@ class FlatSettings(Settings):
         return 0
 
 
-class IvfPqSettings(Settings):
+class IvfPqSettings(IndexSettings):
     """Inverted lists of product-quantised vectors (FAISS)."""
 
     nlist: int = Field(4096, ge=1)
-    """Lists."""
+    """Lists of a store that is large enough for them; before, a quarter or a sixteenth as many."""
     m: int = Field(32, ge=1)
     """Bytes of a vector's code; must divide its width."""
-    nprobe: int = Field(16, ge=1)
-    """Lists a query looks into."""
+    nprobe: int = Field(PROBES, ge=1)
+    """Lists a query looks into; where there are fewer lists and it is not set, all of them."""
     train_per_list: int = Field(40, ge=1)
-    """Entries for each list: before there are so many, search is exact; the sample codes are learnt from."""
+    """Entries for each list: how many there must be, and the sample that lists and codes are learnt from."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_more_probes_than_lists(cls, values: Any) -> Any:
+        lists = values.get("nlist") if isinstance(values, Mapping) else None
+        if isinstance(lists, int) and 1 <= lists < PROBES and "nprobe" not in values:
+            return {**values, "nprobe": lists}
+        return values
 
     @model_validator(mode="after")
     def _probes_exist(self) -> IvfPqSettings:
@@ -39,8 +61,18 @@ class IvfPqSettings(Settings):
     def flat_until(self) -> int:
         return max(self.train_per_list * self.nlist, CODE_CENTRES)
 
+    @property
+    def stages(self) -> tuple[IvfPqSettings, ...]:
+        lists = [self.nlist]
+        while lists[-1] // GROWTH >= FEW_LISTS:
+            lists.append(lists[-1] // GROWTH)
+        return tuple(
+            self.model_copy(update={"nlist": count, "nprobe": min(self.nprobe, count)})
+            for count in reversed(lists)
+        )
 
-class HnswSettings(Settings):
+
+class HnswSettings(IndexSettings):
     """A navigable small-world graph (arXiv 1603.09320)."""
 
     m: int = Field(32, ge=2)
@@ -55,7 +87,7 @@ class HnswSettings(Settings):
     """Entries before which search is exact."""
 
 
-class ScannSettings(Settings):
+class ScannSettings(IndexSettings):
     """Tree and anisotropic codes (arXiv 1908.10396)."""
 
     leaves_to_search: int = Field(100, ge=1)

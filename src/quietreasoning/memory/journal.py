@@ -34,6 +34,9 @@ CREATE INDEX entries_refreshed ON entries (refreshed);
 CREATE INDEX entries_hits ON entries (hits) WHERE hits > 0;
 CREATE TABLE removals (number INTEGER PRIMARY KEY AUTOINCREMENT, id INTEGER NOT NULL);
 """
+CONSOLIDATED = """CREATE TABLE IF NOT EXISTS consolidated (
+    place TEXT NOT NULL, id INTEGER NOT NULL, PRIMARY KEY (place, id)
+) WITHOUT ROWID"""  # which entries a model holds in its weights; place: the name of what holds them
 _COLUMNS = "id, vector, text, source, tokens, created, refreshed, hits"
 _GIVEN = "id IN (SELECT value FROM json_each(?))"
 
@@ -88,6 +91,7 @@ class Journal:
             with self.transaction():
                 if not self._one("SELECT count(*) FROM sqlite_master"):
                     self._create()
+                self._db.execute(CONSOLIDATED)  # journals from before this table have the same format
             if (found := self._one("PRAGMA user_version")) != FORMAT:
                 raise UserError(f"{self.path} has format {found}, and this version reads {FORMAT}")
             if (wrong := self._one("PRAGMA quick_check(1)")) != "ok":
@@ -161,6 +165,7 @@ class Journal:
         with self._told():
             at = json.dumps(list(ids))
             self._db.execute(f"INSERT INTO removals (id) SELECT id FROM entries WHERE {_GIVEN}", (at,))
+            self._db.execute(f"DELETE FROM consolidated WHERE {_GIVEN}", (at,))
             return self._db.execute(f"DELETE FROM entries WHERE {_GIVEN}", (at,)).rowcount
 
     def __len__(self) -> int:
@@ -220,6 +225,19 @@ class Journal:
         sql = "SELECT id FROM entries WHERE hits > 0 AND hits >= ? AND refreshed > ?"
         with self._told():
             return [row[0] for row in self._db.execute(sql, (hits, refreshed_after))]
+
+    def consolidate(self, place: str, ids: Iterable[int]) -> None:
+        """Inside a transaction: `place` holds these of the entries that are there, and no others."""
+        with self._told():
+            self._db.execute("DELETE FROM consolidated WHERE place = ?", (place,))
+            sql = f"INSERT INTO consolidated SELECT ?, id FROM entries WHERE {_GIVEN}"
+            self._db.execute(sql, (place, json.dumps(list(ids))))
+
+    def consolidated(self, place: str) -> set[int]:
+        """The entries that `place` holds."""
+        with self._told():
+            sql = "SELECT id FROM consolidated WHERE place = ?"
+            return {row[0] for row in self._db.execute(sql, (place,))}
 
     def backup(self, path: Path) -> None:
         """A whole copy at one moment, while others read and write."""

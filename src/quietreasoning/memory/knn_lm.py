@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from quietreasoning.config import Settings, UserError
 from quietreasoning.memory.arrays import Rows, bounds, open_values
 from quietreasoning.memory.datastore import Source
-from quietreasoning.memory.knn_index import AGAIN, KNNIndex, own_keys, search_exactly
+from quietreasoning.memory.knn_index import AGAIN, CANDIDATES, KNNIndex, own_keys, search_exactly
 from quietreasoning.memory.sidecar import hash_of
 
 MAX_LAMBDA = 0.5
@@ -34,6 +34,8 @@ class KNNSettings(Settings):
 
     neighbours: int = Field(32, ge=1, le=32)
     """Entries that a look-up fetches."""
+    candidates: int = Field(CANDIDATES, ge=1)
+    """Times as many are ranked by their exact distances, where the keys are at hand."""
     temperature: float = Field(1.0, gt=0)
     """Of the softmax over negative squared distances; tune it on development data with the weight."""
     rare_entity_threshold: float = Field(0.2, ge=0, le=1)
@@ -100,7 +102,7 @@ class KNNLM:
 
     weight: [n, D] -> [n] in [0, 0.5], such as `Lambda`. rare: [n, D] -> [n], the probability that a rare
     entity comes next; without one every token counts as rare. Both read the query state.
-    keys: as they were, on disk; with them four times as many candidates are ranked by their exact distances.
+    keys: as they were, on disk; with them `candidates` for each neighbour are ranked by exact distances.
     """
 
     index: KNNIndex
@@ -144,7 +146,7 @@ class KNNLM:
         if self.keys is None:
             distances, ids = self.index.search(queries, k)
         else:
-            distances, ids = search_exactly(self.index, self.keys, queries, k)
+            distances, ids = search_exactly(self.index, self.keys, queries, k, self.settings.candidates)
         tokens = np.where(ids >= 0, self.values[np.maximum(ids, 0)], -1).astype(np.int64)
         self.counts.lookups += len(queries)
         self.counts.neighbours += int((ids >= 0).sum())

@@ -12,6 +12,7 @@ from quietreasoning.methods.pause import Pause
 from quietreasoning.methods.plain import Plain
 from quietreasoning.methods.prefer import Prefer
 from quietreasoning.methods.reasoner import RecursiveReasoner
+from quietreasoning.methods.recall import Recall
 from quietreasoning.methods.recursion import Recursion
 from quietreasoning.methods.slots import Slots
 from quietreasoning.methods.thoughts import Thinker
@@ -33,4 +34,5 @@ METHODS: dict[str, type[Method]] = {
     "distill": Distill,
     "cross": Cross,
     "prefer": Prefer,
+    "recall": Recall,
 }

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quietreasoning.backbone import Backbone
+from quietreasoning.backbone.sampling import permitted
 from quietreasoning.config import Settings, UserError
 from quietreasoning.contract import (
     IGNORE,
@@ -181,8 +182,6 @@ class RecursiveReasoner(Method):
         if control is not None and control not in self.controls:
             choices = ", ".join(self.controls) or "none: it takes one step, between which and no other"
             raise ValueError(f"control={control!r} does not apply to reasoner; it takes {choices}")
-        if permit is not None:
-            raise ValueError("permit does not apply to reasoner: it writes all places at once")
         steps = self.config.supervision_steps if effort is None else effort
         if steps < 1:
             raise ValueError(f"effort={effort}: a reasoner needs at least 1 supervision step")
@@ -198,10 +197,10 @@ class RecursiveReasoner(Method):
                 return Carry(*(corrupt(own, control, start[0, 0], seeds, real_BP) for own, start in kinds))
 
         thought = think(self.reasoner, given, steps=steps, cut=cut, between=between)
-        ids_BP = self.backbone.logits(thought.output_BPO[:, : left_BP.shape[1]]).argmax(-1)
+        logits_BPV, eos = self.backbone.logits(thought.output_BPO[:, : left_BP.shape[1]]), self.markers.eos
+        rows = logits_BPV.argmax(-1).tolist() if permit is None else read_off(logits_BPV, permit, eos)
         lengths_B = (left_BP != IGNORE).sum(1).clamp(max=max_new_tokens)
-        answers = [row[:n] for row, n in zip(ids_BP.tolist(), lengths_B.tolist(), strict=True)]
-        eos = self.markers.eos
+        answers = [row[:n] for row, n in zip(rows, lengths_B.tolist(), strict=True)]
         answers = [row[: row.index(eos)] if eos in row else row for row in answers]
         taken = thought.steps_B.tolist()
         return Response(
@@ -212,6 +211,17 @@ class RecursiveReasoner(Method):
             latent_steps=taken,
             milliseconds=(time.perf_counter() - started) * 1000,
         )
+
+
+def read_off(logits_BPV: Tensor, permit: Permit, eos: int) -> list[list[int]]:
+    """Rows of the most likely tokens, from the first place to the last: a permit knows those before."""
+    rows: list[list[int]] = [[] for _ in logits_BPV]
+    for place in range(logits_BPV.shape[1]):
+        is_open = [eos not in row for row in rows]
+        token_B = permitted(logits_BPV[:, place], permit, rows, is_open, eos).argmax(-1)
+        for row, token in zip(rows, token_B.tolist(), strict=True):
+            row.append(token)
+    return rows
 
 
 def pack(ids_BP: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Ready:
     given: bool = True  # the answer prefix was read; else the method writes it
     passes: int | Sequence[int] = 0  # sequential ones before the first written token, of all rows or of each
     latent_steps: int | Sequence[int] = 0  # of all rows, or of each
-    heads: list[list[int]] | None = None  # tokens of each row that were written before
+    heads: list[list[int]] | None = None  # tokens of each row that were written before, answer prefix last
     confidence: list[float] | None = None  # of each row, that its answer will be right
 
 
@@ -48,7 +48,7 @@ class Speaker(Method):
         permit: Permit | None = None,
     ) -> tuple[list[list[int]], Ready]:
         """What is written, at most `limit` tokens a row, and what stood before it; ValueError for a bad
-        effort, and for a permit where the answer prefix was not given (`self.unpermitted`)."""
+        effort. permit: holds what follows the answer prefix (`behind`)."""
 
     @torch.no_grad()
     def generate(
@@ -74,13 +74,6 @@ class Speaker(Method):
         if effort is not None and not self.takes_effort:
             raise ValueError(f"effort={effort} does not apply to {name}, which has no latent steps to vary")
 
-    def unpermitted(self) -> ValueError:
-        """What a permit meets in a method that writes more than its answer."""
-        return ValueError(
-            f"permit does not apply to {self.config.name} as configured: it writes the answer prefix itself, "
-            "and what comes before"
-        )
-
 
 class Writer(Speaker):
     """A method that reads, then writes its answer token by token."""
@@ -98,8 +91,8 @@ class Writer(Speaker):
         permit: Permit | None = None,
     ) -> tuple[list[list[int]], Ready]:
         ready = self.prepare(prompt_BP, control, effort, limit)
-        if permit is not None and not ready.given:
-            raise self.unpermitted()
+        if not ready.given and ready.heads is None:
+            permit = behind(permit, self.markers.answer_prefix)
         return self.write(ready.states, limit, permit), ready
 
     def write(self, states: States, limit: int, permit: Permit | None = None) -> list[list[int]]:
@@ -142,7 +135,19 @@ def greedy(
     return [row[:-1] if row[-1:] == [eos] else row for row in rows]
 
 
-def find(tokens: list[int], prefix: tuple[int, ...]) -> int | None:
+def behind(permit: Permit | None, prefix: tuple[int, ...]) -> Permit | None:
+    """The permit for rows that write the answer prefix themselves: before it all may be written."""
+    if permit is None:
+        return None
+
+    def asked(row: int, tokens: Sequence[int], logits_V: Tensor) -> Tensor | None:
+        at = find(tokens, prefix)
+        return None if at is None else permit(row, tokens[at + len(prefix) :], logits_V)
+
+    return asked
+
+
+def find(tokens: Sequence[int], prefix: tuple[int, ...]) -> int | None:
     """Where `prefix` begins in `tokens`, or None."""
     for start in range(len(tokens) - len(prefix) + 1):
         if tuple(tokens[start : start + len(prefix)]) == prefix:

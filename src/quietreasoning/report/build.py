@@ -216,7 +216,7 @@ def comparisons_table(reports: Sequence[Report]) -> str:
     found = findings.comparisons(reports)
     if not found:
         return ""
-    mains = [test for test in found if test["about"] == "methods"]
+    mains = [test for test in found if test["about"] in ("methods", "cache")]
     controls = [test for test in found if test["about"] == "control"]
     title = f"<summary>Tests of the controls ({len(controls)})</summary>"
     folded = f"<details>{title}{tests_table(controls)}</details>"

@@ -10,9 +10,10 @@ Shapes: B rows, H heads, T new positions, N stored tokens, C head width, D width
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -32,18 +33,31 @@ def attach(model: PreTrainedModel, settings: KVCacheSettings | None = None) -> I
 
     Raises UserError for a model whose attention it cannot follow.
     """
+    with caches(model, settings or KVCacheSettings()) as make:
+        yield make()
+
+
+@contextmanager
+def caches(model: PreTrainedModel, settings: KVCacheSettings) -> Iterator[Callable[[], CompressedCache]]:
+    """The same for many prompts: inside, each call of what this yields makes a cache for the model."""
     config = model.config.get_text_config(decoder=True)
     kind = config._attn_implementation
     if kind not in ATTENTION:
         raise UserError(
             f"attn_implementation={kind!r}: a compressed cache needs one of {', '.join(ATTENTION)}"
         )
-    cache = CompressedCache(settings or KVCacheSettings(), config)
+    made: WeakSet[CompressedCache] = WeakSet()
+
+    def make() -> CompressedCache:
+        cache = CompressedCache(settings, config)
+        made.add(cache)
+        return cache
+
     hooks = []
     try:
-        for module in attention_modules(model, cache):
-            hooks.append(module.register_forward_pre_hook(_before(cache, kind), with_kwargs=True))
-        yield cache
+        for module in attention_modules(model, make()):
+            hooks.append(module.register_forward_pre_hook(_before(made, kind), with_kwargs=True))
+        yield make
     finally:
         for hook in hooks:
             hook.remove()
@@ -65,9 +79,10 @@ def attention_modules(model: PreTrainedModel, cache: CompressedCache) -> list[nn
     return [modules[0] for modules in found.values()]
 
 
-def _before(cache: CompressedCache, kind: str) -> Any:
+def _before(made: WeakSet[CompressedCache], kind: str) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if kwargs.get("past_key_values") is not cache:
+        cache = kwargs.get("past_key_values")
+        if not isinstance(cache, CompressedCache) or cache not in made:
             return None
         layer = cache.layers[module.layer_idx]
         hidden_BTD = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]

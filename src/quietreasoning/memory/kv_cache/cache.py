@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from quietreasoning.config import UserError
@@ -95,6 +95,18 @@ class CompressedCache(Cache):
             errors=tuple(layer.error for layer in measured),
             ms=dict(self.clock.ms),
         )
+
+
+def plain_cache(model: PreTrainedModel) -> DynamicCache:
+    """What the model reads into without a compressed cache."""
+    return DynamicCache(config=model.config)
+
+
+def held_bytes(cache: Cache) -> int:
+    """Of the storages that a cache holds, whatever its kind."""
+    if isinstance(cache, CompressedCache):
+        return cache.stats().bytes
+    return storage_bytes(t for layer in cache.layers for t in _held(layer))
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:

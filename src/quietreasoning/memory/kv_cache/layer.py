@@ -66,6 +66,7 @@ class CompressedLayer(CacheLayerMixin):
         self.index: KeyIndex | None = None
         self.picked: Pair | None = None
         self.seen: Seen | None = None
+        self.live_BN: Tensor | None = None  # of the decoded tokens, which are real; None: all
         self.total = self.plain_bytes_a_token = 0
         self.error: float | None = None
         self.fell_back = False
@@ -105,9 +106,10 @@ class CompressedLayer(CacheLayerMixin):
         if self.store is None:
             self._prompt(key_states, value_states, seen)
             return key_states, value_states
-        if new > 1 or not bool(seen.valid_BT.all()):
+        if new > 1:
             return self._later_text(self.store, key_states, value_states, seen)
         with self.clock.runs("write"):
+            self._mark(seen.valid_BT, self.store.decoded)
             self.store.append(key_states, value_states)
         with self.clock.runs("read"):
             return self._read(self.store)
@@ -139,6 +141,8 @@ class CompressedLayer(CacheLayerMixin):
         for part in (self.store, self.index):
             if part is not None:
                 part.rows(change)
+        if self.live_BN is not None:
+            self.live_BN = change(self.live_BN)
 
     # what the attention module tells before it calls `update`
 
@@ -154,14 +158,32 @@ class CompressedLayer(CacheLayerMixin):
             return 0, None
         while window is not None and store.decoded >= window + self.settings.group - 1:
             store.evict(self.settings.group)
+            if self.live_BN is not None:
+                self.live_BN = self.live_BN[:, self.settings.group :].clone()
         if self.index is None or seen.valid_BT.shape[1] > 1 or seen.query_BHWC is None:
-            return len(store), store.valid()
+            return len(store), self._real(store.valid(), len(store))
         with self.clock.runs("read"):
             self.picked = self.index.pick(seen.query_BHWC[:, :, -1], store, seen.scaling)
-        visible_BK = self.index.visible_BK()
+        visible_BK, read = self.index.visible_BK(), self.index.read + store.decoded
         if visible_BK is not None:
             visible_BK = torch.nn.functional.pad(visible_BK, (0, store.decoded), value=True)
-        return self.index.read + store.decoded, visible_BK
+        return read, self._real(visible_BK, read)
+
+    def _mark(self, valid_B1: Tensor, decoded: int) -> None:
+        """A row that is over feeds padding beside rows that are not: stored like a token, and read by
+        nobody, though it shapes the scales of its group."""
+        if self.live_BN is None and not bool(valid_B1.all()):
+            self.live_BN = valid_B1.new_ones(len(valid_B1), decoded)
+        if self.live_BN is not None:
+            self.live_BN = torch.cat([self.live_BN, valid_B1], 1)
+
+    def _real(self, valid_BN: Tensor | None, count: int) -> Tensor | None:
+        """The same with the padding among the decoded tokens, which stand last."""
+        if self.live_BN is None:
+            return valid_BN
+        if valid_BN is None:
+            valid_BN = self.live_BN.new_ones(len(self.live_BN), count)
+        return torch.cat([valid_BN[:, : count - self.live_BN.shape[1]], self.live_BN], 1)
 
     def _read(self, store: Store) -> Pair:
         if self.picked is None:
@@ -171,7 +193,7 @@ class CompressedLayer(CacheLayerMixin):
         return keys, values
 
     def _later_text(self, store: Store, keys: Tensor, values: Tensor, seen: Seen) -> Pair:
-        """Longer than a token, or with padding in it: read after all that is stored, then closed whole."""
+        """Longer than a token: read after all that is stored, then closed whole."""
         if self.index is not None:
             raise UserError(
                 "pq: a second text in the same cache is not indexed; start a new cache, or leave pq out"
@@ -243,8 +265,8 @@ class CompressedLayer(CacheLayerMixin):
         limit = self.settings.fallback_error
         if isinstance(store, Bytes) and store.codec.bits < 8 and limit is not None:
             real_BW = seen.valid_BT[:, -query.shape[2] :]
-            exact = attended(query, keys, values, valid, seen.scaling)
-            moved = attended(query, *store.read(), store.valid(), seen.scaling) - exact
+            exact = snapkv.attended(query, keys, values, valid, seen.scaling)
+            moved = snapkv.attended(query, *store.read(), store.valid(), seen.scaling) - exact
             norms = [(x * real_BW[:, None, :, None]).flatten(1).norm(dim=1) for x in (moved, exact)]
             self.error = float((norms[0] / norms[1].clamp(min=1e-12)).max())
             if self.error > limit:
@@ -277,18 +299,5 @@ class CompressedLayer(CacheLayerMixin):
         for part in (self.store, self.index):
             if part is not None:
                 yield from part.tensors()
-
-
-def attended(
-    query_BHWC: Tensor, keys: Tensor, values: Tensor, valid_BN: Tensor | None, scaling: float
-) -> Tensor:
-    """Attention of the window's queries to all kept tokens [B, H, W, C], in fp32.
-
-    Departure from the model: a query also sees the tokens of the window after it. Both sides of the
-    comparison do, so that the order in which a store keeps its tokens does not matter.
-    """
-    query_BGRWC = query_BHWC.unflatten(1, (keys.shape[1], -1)).float()
-    scores = query_BGRWC.flatten(2, 3) @ keys.float().mT * scaling
-    if valid_BN is not None:
-        scores = scores.masked_fill(~valid_BN[:, None, None], -torch.inf)
-    return (scores.softmax(-1) @ values.float()).unflatten(2, query_BGRWC.shape[2:4]).flatten(1, 2)
+        if self.live_BN is not None:
+            yield self.live_BN

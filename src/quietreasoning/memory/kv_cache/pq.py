@@ -80,10 +80,15 @@ class KeyIndex:
 
 
 def _top(scores_BGRN: Tensor, valid_BGN: Tensor, forced_BGN: Tensor, count: int) -> Tensor:
-    """By the attention that the heads of a group pay together; forced ones first, padding last."""
+    """By the attention that the heads of a group pay together; forced ones first, padding last.
+
+    Tokens of one code have one score: of equals the earlier comes first, or a row's choice would depend on
+    the batch. Floats that are not negative are ordered as their bits are, so score and place fit one integer.
+    """
     share_BGN = scores_BGRN.masked_fill(~valid_BGN[:, :, None], -torch.inf).softmax(-1).sum(2)
-    ranked_BGN = share_BGN.masked_fill(forced_BGN, torch.inf).masked_fill(~valid_BGN, -torch.inf)
-    return ranked_BGN.topk(count, -1).indices
+    bits_BGN = share_BGN.masked_fill(forced_BGN, torch.inf).view(torch.int32).long() << 32
+    ranked_BGN = bits_BGN - torch.arange(bits_BGN.shape[-1], device=bits_BGN.device)
+    return ranked_BGN.masked_fill(~valid_BGN, torch.iinfo(torch.long).min).topk(count, -1).indices
 
 
 def k_means(x_BGPNE: Tensor, valid: Tensor, clusters: int, rounds: int) -> tuple[Tensor, Tensor]:

@@ -102,3 +102,18 @@ def positions(kept_BGS: Tensor) -> Selection:
 def gather(states_BGSC: Tensor, index_BGN: Tensor) -> Tensor:
     """The states at these positions [B, G, N, C]."""
     return states_BGSC.gather(2, index_BGN[..., None].expand(-1, -1, -1, states_BGSC.shape[-1]))
+
+
+def attended(
+    query_BHWC: Tensor, keys: Tensor, values: Tensor, valid_BN: Tensor | None, scaling: float
+) -> Tensor:
+    """Attention of the window's queries to all kept tokens [B, H, W, C], in fp32.
+
+    Departure from the model: a query also sees the tokens of the window after it. Both sides of the
+    comparison do, so that the order in which a store keeps its tokens does not matter.
+    """
+    query_BGRWC = query_BHWC.unflatten(1, (keys.shape[1], -1)).float()
+    scores = query_BGRWC.flatten(2, 3) @ keys.float().mT * scaling
+    if valid_BN is not None:
+        scores = scores.masked_fill(~valid_BN[:, None, None], -torch.inf)
+    return (scores.softmax(-1) @ values.float()).unflatten(2, query_BGRWC.shape[2:4]).flatten(1, 2)

@@ -28,7 +28,7 @@ from quietreasoning.methods.thoughts.reading import Reading
 from quietreasoning.methods.thoughts.settings import ThinkerConfig
 from quietreasoning.methods.thoughts.speaking import speak
 from quietreasoning.methods.thoughts.text import Text, count_labels, text_of
-from quietreasoning.methods.writing import Ready
+from quietreasoning.methods.writing import Ready, behind
 
 
 class Thinker(Thinking):
@@ -136,6 +136,4 @@ class Thinker(Thinking):
         limit: int,
         permit: Permit | None = None,
     ) -> tuple[list[list[int]], Ready]:
-        if permit is not None:
-            raise self.unpermitted()
-        return speak(self, prompt_BP, control, effort, limit)
+        return speak(self, prompt_BP, control, effort, limit, behind(permit, self.markers.answer_prefix))

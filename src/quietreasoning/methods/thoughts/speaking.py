@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from quietreasoning.backbone import States, last_hidden, role_of
+from quietreasoning.backbone.sampling import permitted
 from quietreasoning.backbone.tree import Branches, sample_thoughts
-from quietreasoning.contract import IGNORE, Role
+from quietreasoning.contract import IGNORE, Permit, Role
 from quietreasoning.losses.thoughts import entropy
 from quietreasoning.methods.sequence import read_prompt
 from quietreasoning.methods.thoughts.base import Thinking
@@ -47,7 +48,12 @@ class Thought:
 
 
 def speak(
-    method: Thinking, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int
+    method: Thinking,
+    prompt_BP: Tensor,
+    control: str | None,
+    effort: int | None,
+    limit: int,
+    permit: Permit | None = None,
 ) -> tuple[list[list[int]], Ready]:
     """Greedy answers, and what stood before them. effort: most tokens of a thought; 0: no thoughts."""
     if effort is not None and effort < 0:
@@ -59,7 +65,7 @@ def speak(
     seeds_B = torch.tensor(row_seeds(prompt_BP), device=prompt_BP.device)
     cap_B = thought_cap((prompt_BP != IGNORE).sum(1), *_lengths(method))
     cap_B = cap_B if effort is None else cap_B.clamp(max=effort)
-    rows = _write(method, states, seeds_B, cap_B, control, limit, had)
+    rows = _write(method, states, seeds_B, cap_B, control, limit, had, permit)
     # thoughts before the answer's first token are what it waited for
     begins = [_answer_begins(row, method.markers.answer_prefix) for row in rows]
     passes, steps = [0] * len(rows), [0] * len(rows)
@@ -87,6 +93,7 @@ def _write(
     control: str | None,
     limit: int,
     had: list[Thought],
+    permit: Permit | None,
 ) -> list[list[int]]:
     """Rows of tokens without their end of sequence: answer prefix and answer, after steps if it learned some.
     Thinking tokens are never written."""
@@ -107,6 +114,8 @@ def _write(
             hidden_BD = torch.where(each.rows_B[:, None], mix(base_BD, thought_BD, share_B), hidden_BD)
         logits_BV = method.backbone.logits(hidden_BD)
         logits_BV[:, list(method.markers.thinking)] = -torch.inf
+        if permit is not None:
+            logits_BV = permitted(logits_BV, permit, rows, open_B.tolist(), method.markers.eos)
         token_B = logits_BV.argmax(-1)
         open_B = open_B & (token_B != method.markers.eos)
         for row, (token, is_open) in enumerate(zip(token_B.tolist(), open_B.tolist(), strict=True)):

@@ -83,7 +83,7 @@ def test_units_are_what_forward_sums(case):
             else:
                 assert term.total.item() == pytest.approx(units[term.unit] * math.log(VOCAB), rel=1e-5), name
         hits, counted = out.metrics.get("token_accuracy", (torch.zeros(()), None))
-        assert not counted or units.get("token", 0) % int(counted) == 0  # metrics may be of the last step alone
+        assert not counted or units.get("token", 0) % int(counted) == 0  # metrics may be of the last step
         assert (out.carry is None) == (case not in CARRYING) and not hits.requires_grad
 
 

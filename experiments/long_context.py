@@ -2,15 +2,14 @@
 
     python experiments/long_context.py --seeds 0 1 2 --out runs/long-context
 
-Task `ruler` in made-up words, prompts of 512 and 1,024 words, 240 test questions: one needle, four needles
+Task `ruler` in made-up words, prompts of 512 and 1,024 words, 160 test questions: one needle, four needles
 that are asked for one after the other, four values of a key, a chain of variables; and one needle at ten
 depths of 1,024 words, half as many questions more. Grades are RULER's, the share of the references found.
 Every arm answers the same questions; drops are relative to the plain cache, paired by question, their
 interval the wider of a bootstrap over questions and Student's t over seeds. Bytes and peaks are those of 32
 prompts of 1,024 words with eight tokens written: what the caches' tensors hold, and what resident memory
-reached above what it was before the prompts (Linux), while decoding and in the whole; mean of two rounds
-in turns. Fails where the arm that drops and rounds nothing writes another token than the plain
-cache.
+reached above what it was before the prompts (Linux), while decoding and in the whole; each arm in a process
+of its own. Fails where the arm that drops and rounds nothing writes another token than the plain cache.
 """
 
 from __future__ import annotations
@@ -94,18 +93,14 @@ def held(run: Loaded, prompt_BP: Tensor, settings: KVCacheSettings | None) -> di
     return {"bytes": bytes_, "decoding": decoding, "whole": max(reading, decoding)}
 
 
-def sizes(run: Loaded, rows: int = 32, rounds: int = 1) -> dict[str, dict[str, float]]:
-    """Arm -> means of what `held` says, each in a process forked for it: all begin with the same memory."""
+def sizes(run: Loaded, rows: int = 32) -> dict[str, dict[str, int]]:
+    """Arm -> what `held` says, in a process forked for it: all begin with the same memory."""
     prompts = run.encoder.prompts(questions(run, rows, length=max(LENGTHS)))
     held(run, prompts, ARMS["int8 + pq"])  # what libraries load at their first use
     gc.collect()
-    found: dict[str, list[dict[str, int]]] = {name: [] for name in ARMS}
-    for _ in range(rounds):
-        for name, settings in ARMS.items():
-            found[name].append(forked(lambda settings=settings: held(run, prompts, settings)))
     return {
-        name: {what: statistics.fmean(one[what] for one in each) for what in each[0]}
-        for name, each in found.items()
+        name: forked(lambda settings=settings: held(run, prompts, settings))
+        for name, settings in ARMS.items()
     }
 
 
@@ -139,7 +134,7 @@ def asked(seed: int, out: Path, n: int, overrides: Sequence[str]) -> dict:
     }
 
 
-def measured_apart(run: Path) -> dict[str, dict[str, float]]:
+def measured_apart(run: Path) -> dict[str, dict[str, int]]:
     """`sizes` in a process of its own, in which large blocks go back to the system when they are freed, so
     that the peak is of what lives; that makes it slow."""
     command = [sys.executable, __file__, "--sizes", str(run)]
@@ -170,7 +165,7 @@ def mean(rows: Sequence[dict], name: str, **wanted: object) -> float:
     )
 
 
-def show(rows: Sequence[dict], size: dict[str, dict[str, float]]) -> None:
+def show(rows: Sequence[dict], size: dict[str, dict[str, int]]) -> None:
     """Tables of all seeds: drops and sizes, kinds by length, the needle by depth."""
     headings = "grade", "drop, % [95 %]", "MB, times fewer", "peak MB: decoding, whole", "fell back, %"
     print(line("arm", *headings))
@@ -202,7 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/long-context"))
-    parser.add_argument("--n", type=int, default=240)
+    parser.add_argument("--n", type=int, default=160)
     parser.add_argument("--set", nargs="*", default=[], metavar="A.B=C", help="settings of the training")
     parser.add_argument("--sizes", type=Path, metavar="RUN", help=argparse.SUPPRESS)
     options = parser.parse_args()

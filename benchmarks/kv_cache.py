@@ -14,14 +14,14 @@ import statistics
 import sys
 import time
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from quietreasoning.evaluate.meter import CLEAR, STATUS, resident
 from quietreasoning.memory.kv_cache.attach import attach
-from quietreasoning.memory.kv_cache.cache import storage_bytes
+from quietreasoning.memory.kv_cache.cache import held_bytes
 from quietreasoning.memory.kv_cache.settings import KVCacheSettings, PQSettings
 
 FREE = {"fallback_error": None}  # random weights attend everywhere, where low bits hurt most
@@ -36,7 +36,6 @@ ARMS: dict[str, KVCacheSettings | None] = {
     "snapkv + int8": KVCacheSettings(bits=8),
     "snapkv + int4": KVCacheSettings(bits=4, **FREE),
 }
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def main(context: int = 4096, tokens: int = 32, rounds: int = 2) -> None:
@@ -82,13 +81,7 @@ def written(
         for _ in range(tokens):
             said.append(model(said[-1], past_key_values=cache).logits[:, -1:].argmax(-1))
         ended = time.process_time()
-        return torch.cat(said, 1), read - began, (ended - read) / tokens, bytes_of(cache)
-
-
-def bytes_of(cache: Cache) -> int:
-    if isinstance(cache, DynamicCache):
-        return storage_bytes(t for layer in cache.layers for t in (layer.keys, layer.values))
-    return cache.stats().bytes
+        return torch.cat(said, 1), read - began, (ended - read) / tokens, held_bytes(cache)
 
 
 def llama(context: int) -> LlamaForCausalLM:
@@ -118,11 +111,7 @@ def forget_peak() -> None:
 
 
 def megabytes(key: str) -> float:
-    if not STATUS.exists():
-        return 0.0
-    return (
-        int(next(line for line in STATUS.read_text().splitlines() if line.startswith(key)).split()[1]) / 1e3
-    )
+    return resident(key) / 1e6 if STATUS.exists() else 0.0
 
 
 if __name__ == "__main__":

@@ -171,6 +171,10 @@ CASES: dict[str, tuple[str, dict]] = {
             "weights": {"own": 1, "answer": 1, "kd": 0.1},
         },
     ),
+    "distill-beside-grpo": (
+        "distill",
+        {"teacher": "a folder", "steps": False, "reward": REWARD | {"kl": 0, "beside": 0.5}},
+    ),
     "cross": ("cross", {"teacher": "a folder", "chunk": 5, "divergence": {"beta": 0.3, "temperature": 2}}),
     "prefer": ("prefer", {"weights": {"prefer": 1, "answer": 0.5}}),
     "prefer-simpo": (

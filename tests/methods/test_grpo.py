@@ -373,12 +373,12 @@ def test_only_what_is_enabled_is_rewarded():
     assert changed and all(name.startswith(("feedback.", "slot_KD")) for name in changed)
 
 
-@pytest.mark.parametrize("updates", [1, 3])
-def test_lanes_only_cut_the_rows(updates):
+@pytest.mark.parametrize(("updates", "beside"), [(1, 0), (3, 0.5)])
+def test_lanes_only_cut_the_rows(updates, beside):
     """Also the curriculum's: what a lane sees is taken in after the step."""
     runs = []
     for lanes in (1, 3):
-        method = make(kl=0.1, updates=updates, least_visits=0.2)
+        method = make(kl=0.1, updates=updates, beside=beside, least_visits=0.2)
         state, *settings = state_of(method, steps=4, lanes=lanes)
         runs.append((go(state, *settings), method.state_dict()))
     (one, weights), (other, others) = runs
@@ -405,14 +405,42 @@ def test_resume_is_exact_with_reference_answers_and_levels(tmp_path):
         assert torch.equal(tensor, method.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("updates", [1, 2])
+def test_the_loss_stands_beside_the_reward(updates):
+    """Every sum is that of the reward alone or of the loss alone; the loss reads every batch."""
+    settings = {"kl": 0.1, "updates": updates, "group": 32, "temperature": 2.5}
+    both, alone = make(beside=0.5, **settings), make(**settings)
+    loss = METHODS["continuous"](tiny(), METHODS["continuous"].Config(latents=2), MARKERS)
+    loss.load_state_dict(both.state_dict(), strict=False)
+    half = {name: 0.5 * weight for name, weight in loss.term_weights.items()}
+    assert both.term_weights == half | {"policy": 1, "kl": 0.1}
+    carry = None
+    for rows in ([0, 1, 2], [2, 1]):
+        batch, out = batch_of(rows), both(batch_of(rows), carry)
+        drawn, gold = alone(batch, carry), loss(batch)
+        assert out.terms.keys() == gold.terms.keys() | drawn.terms.keys() and "answer" in gold.terms
+        for name, term in (drawn.terms | gold.terms).items():
+            torch.testing.assert_close(out.terms[name].total, term.total)
+            weight = 0.5 * term.weight if name in gold.terms else term.weight
+            assert (out.terms[name].unit, out.terms[name].weight) == (term.unit, weight)
+        assert both.units(batch) == alone.units(batch) | loss.units(batch)
+        carry = out.carry
+        assert (carry is None) == (drawn.carry is None)
+
+
 def test_what_cannot_be_rewarded_is_refused():
     with pytest.raises(ValueError, match="reward needs visible_from=null"):
         METHODS["continuous"].Config(reward={}, visible_from=1)
     workspace = load_backbone(BackboneConfig(workspace={"preset": "tiny"}), VOCAB)
     with pytest.raises(UserError, match=r"set method\.reward=null"):
         make("pause", backbone=workspace)
-    decoder = METHODS["continuous"].Config(latents=2, target="step", reward={})
-    assert METHODS["continuous"](tiny(), decoder, MARKERS).step_decoder is None
+    for beside in (0, 1):
+        decoder = METHODS["continuous"].Config(latents=2, target="step", reward={"beside": beside})
+        assert (METHODS["continuous"](tiny(), decoder, MARKERS).step_decoder is not None) == bool(beside)
+    with pytest.raises(ValueError, match=r"take method\.name=plain for rewards alone"):
+        METHODS["distill"].Config(steps=False, weights={"kd": 0}, reward={})
+    with pytest.raises(ValueError, match=r"set method\.steps=false"):
+        METHODS["distill"].Config(weights={"kd": 0}, reward={"beside": 1})
 
 
 def test_without_a_reward_nothing_is_built():

@@ -165,6 +165,7 @@ def test_a_frozen_model_costs_its_weights_in_their_precision(sums, smollm3):
         ({"weights": {"answer": 1}, "per_step_updates": True}, 2 + 1 + 3 - 1),
         ({"weights": {"answer": 0, "halt": 1}}, 0),
         ({"reward": {"group": 5}}, 2 + 1 + 5 * 3),
+        ({"reward": {"group": 5, "beside": 1}}, 2 + 1 + 5 * 3 + 3 * (2 + 1 + 3 - 1)),
     ],
 )
 def test_positions_with_a_graph_are_those_that_a_step_reads_with_one(sums, smollm3, settings, learned):

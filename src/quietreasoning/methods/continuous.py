@@ -98,7 +98,8 @@ class Continuous(Headed):
         super().__init__(backbone, config, markers)
         self.visible_steps = config.visible_from is not None
         self.feedback = Feedback(backbone.width, embedding_rms(backbone)) if config.latents else None
-        decodes = config.latents and config.target == "step" and config.weights.step and not config.reward
+        said = config.latents and config.target == "step" and config.weights.step
+        decodes = said and not config.by_reward_alone
         self.step_decoder = StepDecoder(backbone.width) if decodes else None
         self.start_heads()
         self.start_policy()

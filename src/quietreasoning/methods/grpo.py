@@ -46,6 +46,9 @@ class GroupReward(Settings):
     """How far the ratio of new to old probability may leave 1."""
     kl: float = Field(0.1, ge=0)
     """Weight of the distance to the model as this stage found it; 0 keeps no copy of it."""
+    beside: float = Field(0.0, ge=0)
+    """Weight of the method's own loss on the gold of the same rows, beside the reward, so that what no reward
+    asks for is not forgotten (arXiv 2203.02155, equation 2); 0: the reward alone."""
     standardise: bool = True
     """Divide advantages by the group's standard deviation (GRPO); false: do not (Dr. GRPO)."""
     per_token: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
@@ -21,12 +22,18 @@ class RewardedConfig(MethodConfig):
     name: str
     """Which method."""
     reward: GroupReward | None = Field(None)
-    """Learn from the reward of sampled answers (GRPO) and not from gold; null = off. `weights` then count
-    for nothing."""
+    """Learn from the reward of sampled answers (GRPO); null = off. `weights` then count for nothing, unless
+    `reward.beside` keeps the loss on gold beside it."""
+
+    @property
+    def by_reward_alone(self) -> bool:
+        """Whether nothing is learned from gold."""
+        return self.reward is not None and not self.reward.beside
 
 
 class Rewarded(Writer):
-    """A writer that is trained by `supervised`, or, where `config.reward` is set, by its own sampled answers.
+    """A writer that is trained by `supervised`, or, where `config.reward` is set, by its own sampled answers,
+    or by both (`reward.beside`).
 
     The thoughts are a deterministic function of the prompt, and `prepare`, called with gradients on, returns
     a cache that carries their graph. So the policy is the model's sampling of an answer given that cache, and
@@ -37,7 +44,7 @@ class Rewarded(Writer):
     - ends its `__init__` with `self.start_policy()`, when all parameters are there and those of a frozen
       model have `requires_grad` off: the rest is what the reference copies;
     - builds or enables no parameter that only supervision reaches (a step decoder, a halting head) where
-      `config.reward` is set;
+      `config.by_reward_alone`;
     - calls `super().pace(progress)` where it has a pace of its own.
 
     `prepare` must return `Ready(given=True)`, change no buffer and depend on no other row.
@@ -68,15 +75,25 @@ class Rewarded(Writer):
 
     @property
     def term_weights(self) -> dict[str, float]:
-        return super().term_weights if self.policy is None else self.policy.weights
+        if self.policy is None:
+            return super().term_weights
+        beside = self.config.reward.beside
+        gold = {name: beside * weight for name, weight in super().term_weights.items()} if beside else {}
+        return gold | self.policy.weights
 
     def units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
-        return self.supervised_units(batch, carry) if self.policy is None else self.policy.units(batch)
+        gold = {} if self.config.by_reward_alone else self.supervised_units(batch, carry)
+        return gold if self.policy is None else gold | self.policy.units(batch)
 
     def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
         if self.policy is None:
             return self.supervised(batch, carry)
-        return self.policy(self, batch, carry)
+        drawn = self.policy(self, batch, carry)
+        if self.config.by_reward_alone:
+            return drawn
+        gold, beside = self.supervised(batch), self.config.reward.beside
+        terms = {name: replace(term, weight=beside * term.weight) for name, term in gold.terms.items()}
+        return StepOutput(terms | drawn.terms, gold.metrics | drawn.metrics, drawn.carry)
 
     def pace(self, progress: float) -> None:
         super().pace(progress)

@@ -45,11 +45,12 @@ def row_work(method: Recursion, batch: Batch) -> RowWork:
     prompt = float((batch.prompt_BP != IGNORE).sum()) / len(batch)
     thinking = config.slots + (prompt if cell.mode == "full" else 0)  # positions that are updated
     graph = cell.latent_steps + 1  # evaluations of the last round
-    times = 2 if config.reward is not None and config.reward.kl else 1  # the reference thinks as well
-    each = 2 * own * thinking * (times * cell.evaluations + 2 * graph)
+    rewarded, golden = config.reward is not None, not config.by_reward_alone
+    thinks = golden + rewarded * (2 if rewarded and config.reward.kl else 1)  # the reference thinks as well
+    each = 2 * own * thinking * (thinks * cell.evaluations + (golden + rewarded) * 2 * graph)
     kept = 4 * KEPT * graph * cell.layers * cell.width * thinking
     steps = 1 if config.per_step_updates else config.steps
-    held = 1 if config.reward is not None else scored(config)  # an answer is sampled after the last step
+    held = golden * scored(config) + rewarded  # an answer is sampled after the last step
     return RowWork(flops + steps * each, learned, held * kept)
 
 
@@ -60,16 +61,27 @@ def scored(config: RecursionSettings) -> int:
 
 def positions(method: Recursion, batch: Batch) -> tuple[float, float, float]:
     """Positions of a row that the model reads without a graph, with one, and at which its head speaks."""
-    config, w = method.config, method.config.weights
-    prompt = float((batch.prompt_BP != IGNORE).sum()) / len(batch)
-    answer = float((batch.answer_BA != IGNORE).sum()) / len(batch)
-    prefix = len(method.markers.answer_prefix)
-    mixed = config.slots if config.inject == "mixture" else 0
+    config = method.config
+    parts = [(0.0, 0.0, 0.0) if config.by_reward_alone else positions_of_gold(method, batch)]
     if config.reward is not None:
-        written = config.reward.group * answer
-        before = config.slots + prefix
-        reference = before + written if config.reward.kl else 0
-        return prompt + written + reference, before + written, mixed + 3 * written
+        parts.append(positions_of_answers(method, batch))
+    read, learned, said = (sum(part) for part in zip(*parts, strict=True))
+    return read, learned, said
+
+
+def positions_of_answers(method: Recursion, batch: Batch) -> tuple[float, float, float]:
+    """The same, of sampled answers, each as long as the gold one."""
+    config = method.config
+    prompt, answer, prefix, mixed = lengths(method, batch)
+    written, before = config.reward.group * answer, config.slots + prefix
+    reference = before + written if config.reward.kl else 0
+    return prompt + written + reference, before + written, mixed + 3 * written
+
+
+def positions_of_gold(method: Recursion, batch: Batch) -> tuple[float, float, float]:
+    """The same, of the supervised step."""
+    config, w = method.config, method.config.weights
+    prompt, answer, prefix, mixed = lengths(method, batch)
     times = scored(config)
     tail = times * (config.slots + prefix + answer - 1)
     read, learned, said = prompt, 0.0, 0.0
@@ -82,3 +94,10 @@ def positions(method: Recursion, batch: Batch) -> tuple[float, float, float]:
     if w.step:
         said += times * config.slots
     return read, learned, said
+
+
+def lengths(method: Recursion, batch: Batch) -> tuple[float, float, int, int]:
+    """Tokens of a row's prompt, answer, answer prefix, and slots that are said."""
+    prompt, answer = (float((ids != IGNORE).sum()) / len(batch) for ids in (batch.prompt_BP, batch.answer_BA))
+    mixed = method.config.slots if method.config.inject == "mixture" else 0
+    return prompt, answer, len(method.markers.answer_prefix), mixed

@@ -4,8 +4,9 @@
 
 over gold steps, answer prefix and answer, both from one pass of the student's head (arXiv 1503.02531; the
 family of D: `losses/kd.py`). Beside them: what tokens of the answer are (`spans.py`), states of layers
-(`layers.py`), and text of the student's own (`own.py`). The teacher is any model folder with the same
-tokenizer, or a cache of what it said; it never trains, and a checkpoint names it instead of holding it.
+(`layers.py`), text of the student's own (`own.py`) and what its own answers earn (`methods/grpo.py`). The
+teacher is any model folder with the same tokenizer, or a cache of what it said; it never trains, and a
+checkpoint names it instead of holding it.
 Shapes: B rows, T tokens, D width, N positions that are learned, L layers.
 """
 
@@ -26,18 +27,19 @@ from quietreasoning.losses.kd_targets import StateTeacher, Teacher
 from quietreasoning.methods.distill import direct_call, early_tool, own, spans
 from quietreasoning.methods.distill.layers import Layers
 from quietreasoning.methods.distill.settings import DistillConfig
+from quietreasoning.methods.rewarded import Rewarded
 from quietreasoning.methods.sequence import Visible, read_prompt, visible_part
-from quietreasoning.methods.writing import Ready, Writer
+from quietreasoning.methods.writing import Ready
 
 
-class Distill(Writer):
+class Distill(Rewarded):
     """A student of a teacher. Writes its chain and answer like *cot*; without `steps`, like *plain*."""
 
     Config = DistillConfig
     config: DistillConfig
     controls = ()
     takes_effort = False
-    slack = ("length",)
+    slack = ("length", *Rewarded.slack)
     recorded: Callable[[Tensor, Tensor], Teacher] | None = None
     """(ids_BT, learned_BT) -> what the teacher said there; given by whoever builds a method with `cache`."""
 
@@ -56,6 +58,7 @@ class Distill(Writer):
         self.layers = Layers(backbone, self.teacher, config.hidden) if config.hidden else None
         self.register_buffer("progress", torch.zeros(()), persistent=bool(self._moves))
         self.first_step = 0 if config.steps else None
+        self.start_policy()
 
     @property
     def borrowed(self) -> tuple[str, ...]:
@@ -77,9 +80,10 @@ class Distill(Writer):
         return self
 
     def pace(self, progress: float) -> None:
+        super().pace(progress)
         self.progress.fill_(progress)
 
-    def units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
+    def supervised_units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
         config = self.config
         own_B = own.chosen(batch.keys_B, config.own)
         visible = self.visible(batch, own_B)
@@ -93,7 +97,7 @@ class Distill(Writer):
             found[own.UNIT] = int(own_B.sum())
         return found
 
-    def forward(self, batch: Batch, carry: Any = None) -> StepOutput:
+    def supervised(self, batch: Batch, carry: Any = None) -> StepOutput:
         config = self.config
         own_B = own.chosen(batch.keys_B, config.own)
         terms, metrics = self.gold(batch, self.visible(batch, own_B)) if self._reads_gold else ({}, {})

@@ -8,10 +8,10 @@ from pydantic import Field, model_validator
 
 from quietreasoning.backbone import BackboneConfig
 from quietreasoning.config import Settings
-from quietreasoning.contract import MethodConfig
 from quietreasoning.kinds import Kind
 from quietreasoning.losses.kd_schedules import EntropySchedule
 from quietreasoning.methods.divergence import DivergenceSettings
+from quietreasoning.methods.rewarded import RewardedConfig
 
 SPAN_TERMS: dict[str, Kind] = {
     "tool_name": Kind.TOOL_NAME,
@@ -137,7 +137,7 @@ class DistillWeights(Settings):
     """Ending text of one's own that has said all; needs `length`, `own` and data.format.spans."""
 
 
-class DistillConfig(MethodConfig):
+class DistillConfig(RewardedConfig):
     name: Literal["distill"] = "distill"
     """Knowledge distillation from another model."""
     teacher: BackboneConfig | None = None
@@ -190,6 +190,20 @@ class DistillConfig(MethodConfig):
             raise ValueError("method.cache has no effect: weight kd is 0; drop it")
         if self.teacher and not (w.kd or w.own or w.hidden):
             raise ValueError("method.teacher has no effect: weights kd, own and hidden are 0; drop it")
+        return self
+
+    @model_validator(mode="after")
+    def _is_rewarded_beside_the_loss(self) -> DistillConfig:
+        if self.by_reward_alone:
+            raise ValueError(
+                "method.reward.beside=0 leaves nothing to distill: give the loss a weight beside the reward, "
+                "such as 1, or take method.name=plain for rewards alone"
+            )
+        if self.reward and self.steps:
+            raise ValueError(
+                "method.reward rewards what follows a given answer prefix, and with steps=true it is "
+                "written; set method.steps=false or method.reward=null"
+            )
         return self
 
     @model_validator(mode="after")

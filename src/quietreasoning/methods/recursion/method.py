@@ -67,7 +67,7 @@ class Recursion(LatentMethod):
         layers = chosen_layers(backbone, config.layers)
         self.reader = Reader(backbone, layers, config.compressor, config.d_compressed)
         self.reasoner = Reasoner(config.cell.build(self.reader.width, backbone.width, config.slots))
-        rewarded = config.reward is not None  # then only what shapes the answer learns, and all of it
+        rewarded = config.by_reward_alone  # then only what shapes the answer learns, and all of it
         self.reasoner.halt.requires_grad_(config.weights.halt > 0 and not rewarded)
         self.soft = None
         if config.inject == "affine":

@@ -26,6 +26,7 @@ from quietreasoning.data.encoder import Encoder
 from quietreasoning.data.load import load_split
 from quietreasoning.data.made import Made, put
 from quietreasoning.data.pairs.keys import Item, Problem, problem_id
+from quietreasoning.data.spans.integration import integration_spans
 from quietreasoning.data.spans.rows import HEADER
 from quietreasoning.data.tasks.rows_header import SHA256
 from quietreasoning.data.teacher_cache.header import tokenizer_facts
@@ -228,6 +229,9 @@ def row_of(item: Item, line: Line, right: bool, worth: float) -> Line:
     row = {"prompt": example.prompt, "teacher_text": "\n".join([*line["steps"], line["answer"]])}
     if example.meta.get("tools"):
         row["prompt_tools"] = list(example.meta["tools"])
+    told = list(example.meta["result"]) if example.meta.get("kind") == "answer" else []  # in the prompt
+    if integration_spans(row["teacher_text"], told, hints=False):
+        row["tool_result_fields"] = told
     if line["steps"]:
         row["cot_steps"] = line["steps"]
     return row | {"teacher_quality_score": worth, "metadata": facts}

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from functools import cache
+from random import Random
 
 import pytest
 
@@ -117,6 +118,27 @@ def test_another_call_gives_another_result():
     for name, arguments in (("no_tool", {}), ("get_price", {"city": "rome"}), ("get_price", {"item": "tea"})):
         with pytest.raises(ValueError, match=name):
             execute(name, arguments)
+
+
+def test_the_row_after_a_call_is_the_row_that_holds_it():
+    """The gold call gives the row that the task draws itself; a wrong one gives its own result and the same
+    answer to be found."""
+    task = Tools(ToolsConfig(no_tool=0, parallel=0.5))
+    for seed in range(60):
+        asked = task.draw(Random(seed))
+        call, answer = (task.render(asked._replace(kind=k), "a", Random(seed)) for k in ("call", "answer"))
+        after = task.after(call, list(call.meta["calls"]))
+        assert (after.prompt, after.answer, after.steps, after.results) == (
+            *(answer.prompt, answer.answer),
+            *(answer.steps, answer.results),
+        )
+        assert after.meta == answer.meta
+    wrong = {"name": "get_price", "arguments": {"item": "tea", "count": 3}}
+    after = task.after(call, [wrong])
+    assert (
+        after.prompt.endswith(f"result : {written(execute(*wrong.values()))}")
+        and after.answer == answer.answer
+    )
 
 
 def test_a_problem_is_what_is_wanted_whoever_asks_and_in_which_row():

@@ -16,6 +16,7 @@ from quietreasoning.data.config import DataConfig, Format, SpanFormat, build_tas
 from quietreasoning.data.encoder import Encoder
 from quietreasoning.data.pairs.keys import Item, Problem
 from quietreasoning.data.tokenizers import train_words
+from quietreasoning.kinds import Kind
 from quietreasoning.run import train_run
 from quietreasoning.scribe import Draws, Scribe
 from quietreasoning.texts import document, row_of
@@ -183,3 +184,9 @@ def test_a_row_reads_back_as_it_was_written(tmp_path):
     assert (bits[0] == bits[1]).all() and bits[1].any(), (
         "the grammar holds of what was written as of the source"
     )
+    told = next(e for e in task.split("train", 30) if e.meta["kind"] == "answer")
+    row = row_of(Item(Problem("0", "tools", "call", told), 0), line | {"answer": told.answer}, True, 1.0)
+    (tmp_path / "rows_train.jsonl").write_text(document({}, [row]))
+    (again,) = build_task(DataConfig(task="teacher-rows", path=str(tmp_path))).split("train")
+    kinds = [coder.encode(one).tokens.classes_A for one in (told, again)]
+    assert (kinds[0] == kinds[1]).all() and (kinds[1] == Kind.INTEGRATION).any(), "what tools told is known"

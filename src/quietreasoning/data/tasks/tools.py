@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from string import Formatter
 from typing import Literal, NamedTuple
@@ -136,6 +137,16 @@ class Tools(GeneratedTask):
                 "wishes": tuple((wish.tool.names[0], dict(wish.values)) for wish in wishes),
             },
         )
+
+    def after(self, example: Example, calls: list[dict]) -> Example:
+        """The next row of a dialogue: `example` asked for a call, and these were made, which keep their
+        schemas. Their results are told; the answer is what the request deserves, whatever was called."""
+        wishes = tuple(Wish(BY_NAME[name], values) for name, values in example.meta["wishes"])
+        results = [execute(call["name"], call["arguments"]) for call in calls]
+        steps, inner, answer = self._gold(Problem("answer", wishes), [], list(example.meta["result"]))
+        told = (example.prompt, f"call : {one_or_list(calls)}", f"result : {one_or_list(results)}")
+        meta = {**example.meta, "kind": "answer", "calls": tuple(calls), "result": tuple(results)}
+        return replace(example, prompt="\n".join(told), steps=steps, results=inner, answer=answer, meta=meta)
 
     def _declare(self, problem: Problem, rng: random.Random) -> list[Declared]:
         """The tools of a row in random order: those that fit, unless none is to, then others."""

@@ -7,9 +7,11 @@ Few questions have gold answers (`--labelled`), the teacher answers many (`--row
 all --no-steps`: nobody checks them). Arms of a seed, from nothing, for the same steps: `sft`, the gold rows
 alone; `text`, what the teacher wrote; `kd`, that and what it expected at every token; `spans`, and what
 tokens are. Then from `spans`: `rewards` on the gold questions that take a call, `rewards-all` on all of
-them, and `longer`, as many further steps of the same kind; from `kd`: `own`, the student's own text, and
+them; `longer`, as many further steps of the same kind, and `beside`, these with a reward for answers that say
+what the teacher said; from `kd`: `own`, the student's own text, and
 `kd-longer`; from `spans` as integers: `int8`, rounded, and `qat`, the float student teaching its rounded
-self. `sft-all` has gold answers to every question. Test rows are asked by real generation; KL is per token
+self. `sft-all` has gold answers to every question. `--split` rows are asked by real generation; `answers` are
+right where call and result are given, `served` where the student's own call is run and told. KL is per token
 in nats: of the student from the teacher on gold text, and the reverse on text of its own.
 """
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,7 +27,10 @@ from arms import over_seeds, trained
 
 from quietreasoning.build import Loaded, resolve
 from quietreasoning.data.config import build_task
+from quietreasoning.data.example import Example
+from quietreasoning.data.tasks.tools import Tools
 from quietreasoning.evaluate.call_figures import call_figures
+from quietreasoning.evaluate.tool_scores import read_calls, valid_call
 from quietreasoning.export import export
 from quietreasoning.methods import METHODS
 from quietreasoning.scribe import Draws
@@ -41,6 +47,7 @@ LEARNED = {
 FROM = {
     "rewards": "spans",
     "rewards-all": "spans",
+    "beside": "spans",
     "longer": "spans",
     "own": "kd",
     "kd-longer": "kd",
@@ -68,7 +75,7 @@ def settings(name: str, seed: int, args: argparse.Namespace) -> tuple[str, list[
         f"data.tokenizer={{path: {args.teacher}, train: null}}",
         "train.save_every=0",
         "train.batch_size=16",
-        f"data.format.spans.grammar={str(name in ('spans', 'longer')).lower()}",
+        f"data.format.spans.grammar={str(name in ('spans', 'longer', 'beside')).lower()}",
     ]
     teacher = f"method.teacher.path={args.teacher}"
     if name in LEARNED:
@@ -78,6 +85,9 @@ def settings(name: str, seed: int, args: argparse.Namespace) -> tuple[str, list[
     if name in ("rewards", "rewards-all"):
         asked = "call" if name == "rewards" else "both"
         return "distill/rewards-tiny", [*after, f"train.steps={args.after}", f"data.options.rows={asked}"]
+    if name == "beside":
+        drawn = f"by: task, group: 8, kl: 0.05, max_answer_tokens: {LONGEST}, beside: {args.beside}"
+        after += [f"method.reward={{{drawn}}}"]
     if name == "own":
         return "distill/own-tiny", [*after, teacher, f"train.steps={args.after}"]
     if name in ("int8", "qat"):
@@ -125,12 +135,9 @@ def float_student(seed: int, args: argparse.Namespace) -> Path:
 def measured(run: Loaded, args: argparse.Namespace) -> dict[str, float]:
     """Rates of real generation and nats per token, over test rows of both kinds."""
     asked = resolve("distill/kd-tiny", [f"seed={run.config.seed}", TASK])
-    examples = build_task(asked.config.stages[-1].data).split("test", args.n)
-    texts = []
-    for first in range(0, len(examples), 125):
-        some = [examples[i] for i in range(first, min(first + 125, len(examples)))]
-        said = run.method.generate(run.encoder.prompts(some), max_new_tokens=LONGEST)
-        texts += [run.encoder.text(answer) for answer in said.answers]
+    task = build_task(asked.config.stages[-1].data)
+    examples = list(task.split(args.split, args.n))
+    texts = written(run, examples)
     found = call_figures(texts, examples)["figures"]
     told = [
         text.split() == e.answer.split()
@@ -146,8 +153,33 @@ def measured(run: Loaded, args: argparse.Namespace) -> dict[str, float]:
         **{name: found[name] for name in RATES if name in found},
         "answers": sum(answers) / len(answers),
         "no_call": sum(told) / max(1, len(told)),
+        "served": served(run, task, examples, texts),
         **nats(run, examples[: args.n // 2], args),
     }
+
+
+@torch.no_grad()
+def written(run: Loaded, examples: Sequence[Example]) -> list[str]:
+    texts = []
+    for first in range(0, len(examples), 125):
+        prompts = run.encoder.prompts(examples[first : first + 125])
+        texts += map(run.encoder.text, run.method.generate(prompts, max_new_tokens=LONGEST).answers)
+    return texts
+
+
+def served(run: Loaded, task: Tools, examples: Sequence[Example], texts: Sequence[str]) -> float:
+    """Requests that take a call and end in the right words: the student calls, the tool runs, the student
+    tells. A call that does not keep its schema is refused, and nothing is served."""
+    asked = [
+        (e, read_calls(text)) for e, text in zip(examples, texts, strict=True) if e.meta["kind"] == "call"
+    ]
+    next_rows = [
+        task.after(e, list(calls))
+        for e, calls in asked
+        if calls and all(valid_call(call, e.meta["tools"]) for call in calls)
+    ]
+    told = written(run, next_rows)
+    return sum(text.split() == e.answer.split() for text, e in zip(told, next_rows, strict=True)) / len(asked)
 
 
 def nats(run: Loaded, examples, args: argparse.Namespace) -> dict[str, float]:
@@ -178,6 +210,8 @@ def main() -> None:
     parser.add_argument("--after", type=int, default=100)
     parser.add_argument("--labelled", type=int, default=300, help="questions with gold answers")
     parser.add_argument("--rows", type=int, default=4000, help="questions that the teacher answers")
+    parser.add_argument("--beside", type=float, default=1.0, help="weight of the loss beside the reward")
+    parser.add_argument("--split", default="test")
     parser.add_argument("--n", type=int, default=500)
     args = parser.parse_args()
     table: dict[str, list[dict[str, float]]] = {}

@@ -8,11 +8,11 @@ all --no-steps`: nobody checks them). Arms of a seed, from nothing, for the same
 alone; `text`, what the teacher wrote; `kd`, that and what it expected at every token; `spans`, and what
 tokens are. Then from `spans`: `rewards` on the gold questions that take a call, `rewards-all` on all of
 them; `longer`, as many further steps of the same kind, and `beside`, these with a reward for answers that say
-what the teacher said; from `kd`: `own`, the student's own text, and
-`kd-longer`; from `spans` as integers: `int8`, rounded, and `qat`, the float student teaching its rounded
-self. `sft-all` has gold answers to every question. `--split` rows are asked by real generation; `answers` are
-right where call and result are given, `served` where the student's own call is run and told. KL is per token
-in nats: of the student from the teacher on gold text, and the reverse on text of its own.
+what the teacher said. From `kd`: `own`, the student's own text; `kd-longer`; `kd-spans`, the same steps with
+the terms of `spans`. From `spans` as integers: `int8`, rounded, and `qat`, the float student teaching its
+rounded self. `sft-all` has gold answers to every question. Rows of `--split` are asked by real generation:
+`answers` are right where call and result are given, `served` where the student's own call is run and told. KL
+is per token in nats: of the student from the teacher on gold text, and the reverse on text of its own.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ FROM = {
     "longer": "spans",
     "own": "kd",
     "kd-longer": "kd",
+    "kd-spans": "kd",
     "int8": "spans",
     "qat": "spans",
 }
@@ -75,7 +76,7 @@ def settings(name: str, seed: int, args: argparse.Namespace) -> tuple[str, list[
         f"data.tokenizer={{path: {args.teacher}, train: null}}",
         "train.save_every=0",
         "train.batch_size=16",
-        f"data.format.spans.grammar={str(name in ('spans', 'longer', 'beside')).lower()}",
+        f"data.format.spans.grammar={str(name in ('spans', 'longer', 'beside', 'kd-spans')).lower()}",
     ]
     teacher = f"method.teacher.path={args.teacher}"
     if name in LEARNED:
@@ -95,7 +96,8 @@ def settings(name: str, seed: int, args: argparse.Namespace) -> tuple[str, list[
         steps = args.after if name == "qat" else 0
         float_teacher = f"method.teacher.path={float_student(seed, args)}"
         return "distill/kd-tiny", [*after, *rounded, float_teacher, f"train.steps={steps}"]
-    return "distill/kd-tiny", [*after, teacher, *weighed(LEARNED[FROM[name]]), f"train.steps={args.after}"]
+    learned = LEARNED["spans" if name == "kd-spans" else FROM[name]]
+    return "distill/kd-tiny", [*after, teacher, *weighed(learned), f"train.steps={args.after}"]
 
 
 def weighed(weights: dict[str, float]) -> list[str]:

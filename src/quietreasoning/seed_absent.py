@@ -77,7 +77,7 @@ ABSENT = (
         "a self-evaluation head",
         ("use_self_evaluation", "self_evaluation_weight"),
         ("use_self_evaluation", "self_evaluation_weight"),
-        "method continuous has one: method.self_evaluation",
+        "set method.self_evaluation.weight, of plain, pause, slots, continuous or (steps=false) distill",
     ),
     Absent(
         "a further part of the push towards early calls",

@@ -88,7 +88,10 @@ CASES: dict[str, tuple[str, dict]] = {
     "slots": ("slots", {"blocks": 3, "loops": 3}),
     "slots-none": ("slots", {"blocks": 0, "weights": {"step": 0}}),
     "slots-wide": ("slots", {"blocks": 2, "width": 2, "loops": 3, "target": "step", "supervise": "all"}),
-    "slots-full": ("slots", {"blocks": 3, "loops": 2, "attend": "full", "repeat_last": True}),
+    "slots-full": (
+        "slots",
+        {"blocks": 3, "loops": 2, "attend": "full", "repeat_last": True, "self_evaluation": {"weight": 0.5}},
+    ),
     "continuous-grpo": ("continuous", {"latents": 2, "reward": REWARD | {"kl": 0, "updates": 2}}),
     "slots-grpo": ("slots", {"blocks": 2, "loops": 2, "reward": REWARD}),
     "pause-grpo": ("pause", {"fillers": 2, "reward": REWARD | {"per_token": True, "standardise": False}}),
@@ -159,6 +162,7 @@ CASES: dict[str, tuple[str, dict]] = {
             "entropy": {"min_entropy": 0.5, "max_entropy": 3},
             "hidden": {"pairs": 1},
             "chunk": 4,
+            "self_evaluation": {},
             "weights": {"hidden": 0.1, "tool_name": 1, "arg_value": 1, "grammar": 1, "tool_choice": 0.5},
         },
     ),
@@ -353,6 +357,7 @@ def make(case: str, backbone: Backbone | None = None) -> Method:
                 method.store.reader.gate.fill_(0.7)
             if method.mixture is not None:
                 method.mixture.router.weight.normal_(std=2)
+                method.mixture.weight.found[2].weight.normal_()
     return method.train()
 
 
@@ -425,6 +430,17 @@ def text_of(rows: list[int]) -> Batch:
     none = torch.full((len(rows), 0), IGNORE)
     keys, unknown_B = torch.tensor(rows), torch.full((len(rows),), IGNORE)
     return Batch(keys, pad(made, left=True), none[..., None], none[..., None], none, unknown_B)
+
+
+def prompts_of(rows):
+    return pad([row_of(row)[0] for row in rows], left=True)
+
+
+def own_answers(rows, said):
+    """The rows with what was said as gold; every second one has its last token changed."""
+    batch = batch_of(rows)
+    answers_BA = torch.tensor([[*said_A[:-1], (said_A[-1] + b % 2) % 36] for b, said_A in enumerate(said)])
+    return replace(batch, answer_BA=answers_BA)
 
 
 def empty_of(rows: list[int]) -> Batch:

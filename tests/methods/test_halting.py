@@ -17,7 +17,7 @@ from quietreasoning.methods import METHODS
 from quietreasoning.train.doctor import examine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
-from contract_cases import CASES, MARKERS, batch_of, make, pad, row_of, scratch, sliding
+from contract_cases import CASES, MARKERS, batch_of, make, own_answers, prompts_of, scratch, sliding
 
 ROWS = [0, 1, 2, 4, 5]
 FEW = ROWS[:3]
@@ -39,25 +39,14 @@ def built(halt=None, judge=None, backbone=None, **settings):
     return METHODS["continuous"](backbone or scratch(), config, MARKERS)
 
 
-def prompts(rows):
-    return pad([row_of(row)[0] for row in rows], left=True)
-
-
-def own_answers(rows, said):
-    """The rows with what was said as gold; every second one has its last token changed."""
-    batch = batch_of(rows)
-    answers_BA = torch.tensor([[*said_A[:-1], (said_A[-1] + b % 2) % 36] for b, said_A in enumerate(said)])
-    return replace(batch, answer_BA=answers_BA)
-
-
 def test_each_row_stops_where_its_hazard_says_and_answers_as_if_told_to():
     """Twin: all thoughts, the first hazard above the threshold, then `effort` of that many, row by row."""
-    found = method().generate(prompts(ROWS), max_new_tokens=3)
+    found = method().generate(prompts_of(ROWS), max_new_tokens=3)
     hazard_BK = method().depths(batch_of(ROWS)).hazard_BK
     wanted = first_above(hazard_BK.logit(), method().config.halt.threshold).tolist()
     assert found.latent_steps == found.passes == wanted and set(wanted) == {1, 2, 3}
     for b, (row, k) in enumerate(zip(ROWS, wanted, strict=True)):
-        told = method().generate(prompts([row]), max_new_tokens=3, effort=k)
+        told = method().generate(prompts_of([row]), max_new_tokens=3, effort=k)
         assert (told.tokens[0], told.passes[0]) == (found.tokens[b], k)
         assert told.confidence[0] == pytest.approx(found.confidence[b], abs=1e-5)
 
@@ -66,13 +55,13 @@ def test_each_row_stops_where_its_hazard_says_and_answers_as_if_told_to():
 def test_the_ends_of_the_threshold(threshold, steps):
     always = built({"threshold": threshold}, backbone=method().backbone).eval()
     with always.backbone.tap() as calls:
-        found = always.generate(prompts(ROWS), max_new_tokens=1)
+        found = always.generate(prompts_of(ROWS), max_new_tokens=1)
     assert found.passes == [steps] * len(ROWS) == [len(calls) - 1] * len(ROWS) and found.confidence is None
 
 
 def test_thoughts_of_another_row_bring_their_number_along():
     with method().backbone.tap() as calls:
-        found = method().generate(prompts(ROWS), max_new_tokens=1, control="shuffle")
+        found = method().generate(prompts_of(ROWS), max_new_tokens=1, control="shuffle")
     thoughts_B = (calls[-1].role_BT == Role.THOUGHT).sum(1).tolist()
     assert thoughts_B == found.latent_steps[-1:] + found.latent_steps[:-1] != found.latent_steps
 
@@ -80,7 +69,7 @@ def test_thoughts_of_another_row_bring_their_number_along():
 @torch.no_grad()
 def test_targets_come_from_the_answer_after_every_thought():
     """Twin: one row at a time, one token at a time."""
-    said = method().generate(prompts(FEW), max_new_tokens=2, effort=LATENTS).answers
+    said = method().generate(prompts_of(FEW), max_new_tokens=2, effort=LATENTS).answers
     batch = own_answers(FEW, said)
     terms = method()(batch).terms
     depths = method().depths(batch)
@@ -89,13 +78,13 @@ def test_targets_come_from_the_answer_after_every_thought():
     for b, row in enumerate(FEW):
         gold = batch.answer_BA[b][batch.answer_BA[b] != IGNORE].tolist()
         for k in range(1, LATENTS + 1):
-            states = method().prepare(prompts([row]), None, k, 9).states
+            states = method().prepare(prompts_of([row]), None, k, 9).states
             hidden_D, past = states.hidden_BTD[:, -1], states.past
             for token in gold:
                 logp_BK[b, k - 1] += method().backbone.logits(hidden_D).log_softmax(-1)[0, token]
                 read = method().backbone(torch.tensor([[token]]), torch.tensor([[Role.ANSWER]]), past)
                 hidden_D, past = read.hidden_BTD[:, -1], read.past
-            told = method().generate(prompts([row]), max_new_tokens=len(gold), effort=k)
+            told = method().generate(prompts_of([row]), max_new_tokens=len(gold), effort=k)
             right_BK[b, k - 1] = told.answers[0] == gold
     assert depths.right_BK.tolist() == right_BK.tolist() and right_BK.any() and not right_BK.all()
     halt = method().config.halt

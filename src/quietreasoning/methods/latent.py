@@ -9,13 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quietreasoning.backbone import Backbone, States, last_hidden
-from quietreasoning.contract import Batch, Examined, Markers, Role
+from quietreasoning.backbone import States
+from quietreasoning.contract import Batch, Examined, Role
 from quietreasoning.methods.examining import examine_latents
-from quietreasoning.methods.rewarded import Rewarded, RewardedConfig
+from quietreasoning.methods.judged import Judged
 from quietreasoning.methods.sequence import Visible, mixed_inputs, read_prompt, visible_part
 from quietreasoning.methods.writing import Ready
-from quietreasoning.nn.side_heads import SelfEvaluationHead
 
 
 class Thoughts(NamedTuple):
@@ -28,15 +27,11 @@ class Thoughts(NamedTuple):
     real_BK: Tensor | None = None  # bool, where rows stop apart: which thoughts there are
 
 
-class LatentMethod(Rewarded):
+class LatentMethod(Judged):
     """A method whose thoughts are K embeddings between prompt and answer."""
 
     visible_steps = False  # True where visible steps follow the thoughts
     mutual = 0  # how many thoughts see each other in both directions
-
-    def __init__(self, backbone: Backbone, config: RewardedConfig, markers: Markers):
-        super().__init__(backbone, config, markers)
-        self.self_evaluation: SelfEvaluationHead | None = None  # asked at the end of a given answer prefix
 
     @abstractmethod
     def think(self, prompt: States, effort: int | None) -> Thoughts:
@@ -102,9 +97,4 @@ class LatentMethod(Rewarded):
             ids_BM, role_BM = ids_BM[:, :0], role_BM[:, :0]
         if content_BKD.shape[1] + ids_BM.shape[1]:
             states = self.read(prompt, content_BKD, ids_BM, role_BM, real_BK=real_BK)
-        confidence = None
-        if self.self_evaluation is not None:
-            confidence = self.self_evaluation(last_hidden(states)).float().sigmoid().tolist()
-        return Ready(
-            states, not self.visible_steps, thoughts.passes, thoughts.latent_steps, confidence=confidence
-        )
+        return Ready(states, not self.visible_steps, thoughts.passes, thoughts.latent_steps)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from quietreasoning.backbone import Backbone
 from quietreasoning.contract import Batch, Examined, Markers, StepOutput, Term
 from quietreasoning.methods.examining import examine_latents
-from quietreasoning.methods.rewarded import Rewarded, RewardedConfig
+from quietreasoning.methods.judged import Judged, JudgedConfig
 from quietreasoning.methods.sequence import (
     AnswerWeights,
     count_labels,
@@ -24,10 +24,10 @@ from quietreasoning.methods.sequence import (
 from quietreasoning.methods.writing import Ready
 
 
-class Pause(Rewarded):
+class Pause(Judged):
     """More positions, no content: the arm that says what extra compute alone is worth."""
 
-    class Config(RewardedConfig):
+    class Config(JudgedConfig):
         name: Literal["pause"] = "pause"
         """Learned fillers."""
         fillers: int = Field(4, ge=0)
@@ -39,10 +39,11 @@ class Pause(Rewarded):
         super().__init__(backbone, config, markers)
         start_D = filler_embedding(backbone, markers, torch.device("cpu")).detach().float().clone()
         self.filler_D = nn.Parameter(start_D) if config.fillers else None
+        self.start_judge()
         self.start_policy()
 
     def supervised_units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
-        return {"token": count_labels(batch, self.markers, None)}
+        return {"token": count_labels(batch, self.markers, None)} | self.judge_units(batch)
 
     def supervised(self, batch: Batch, carry: Any = None) -> StepOutput:
         visible = visible_part(batch, self.markers, None)
@@ -52,7 +53,9 @@ class Pause(Rewarded):
         )
         hidden_BTD = self.backbone(inputs, roles).hidden_BTD[:, -visible.ids_BT.shape[1] :]
         total, metrics = score_visible(self.backbone, hidden_BTD, visible)
-        return StepOutput({"answer": Term(total, "token", self.config.weights.answer)}, metrics)
+        judged, measured = self.judge_terms(batch, hidden_BTD)
+        terms = {"answer": Term(total, "token", self.config.weights.answer)} | judged
+        return StepOutput(terms, metrics | measured)
 
     def prepare(self, prompt_BP: Tensor, control: str | None, effort: int | None, limit: int) -> Ready:
         number = self.config.fillers if effort is None else effort

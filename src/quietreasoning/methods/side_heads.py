@@ -7,55 +7,35 @@ tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from quietreasoning.backbone import Backbone, States, last_hidden
 from quietreasoning.config import UserError
 from quietreasoning.contract import Batch, Markers, Role, Term
 from quietreasoning.methods.halting import HaltSettings, halt_term, halt_unit
+from quietreasoning.methods.judged import JudgedConfig
 from quietreasoning.methods.latent import LatentMethod, Thoughts
-from quietreasoning.methods.rewarded import RewardedConfig
 from quietreasoning.methods.self_evaluation import (
-    SelfEvaluationSettings,
     answer_outcome,
     self_evaluation_term,
 )
 from quietreasoning.methods.sequence import Visible, count_labels, score_visible
-from quietreasoning.nn.side_heads import HaltHead, SelfEvaluationHead
-
-HEADS = ("halt", "self_evaluation")
+from quietreasoning.nn.side_heads import HaltHead
 
 
-class HeadedConfig(RewardedConfig):
+class HeadedConfig(JudgedConfig):
     """Settings of a method that may have heads beside its thoughts."""
+
+    HEADS: ClassVar[tuple[str, ...]] = ("halt", "self_evaluation")
 
     name: str
     """Which method."""
     halt: HaltSettings | None = Field(None)
     """Stop each row's thoughts where its hazard says so; null = always all of them."""
-    self_evaluation: SelfEvaluationSettings | None = Field(None)
-    """Say with each answer how likely it is right; null = say nothing."""
-
-    @model_validator(mode="after")
-    def _heads_learn_from_gold(self) -> HeadedConfig:
-        if self.reward is not None:
-            self.refuse_heads("reward", "they learn from gold answers")
-        return self
-
-    def refuse_heads(self, other: str, reason: str) -> None:
-        """ValueError where a head is on beside a setting that it cannot stand beside."""
-        for name in HEADS:
-            if getattr(self, name) is not None:
-                raise ValueError(f"{name} and {other} exclude each other: {reason}. Set one of them to null")
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Heads that are off are not named: recipes of runs without them stay what they were."""
-        return {name: value for name, value in plain(self).items() if value is not None or name not in HEADS}
 
 
 class Depths(NamedTuple):
@@ -82,8 +62,7 @@ class Headed(LatentMethod):
 
     def start_heads(self) -> None:
         """Build what is configured. UserError for a model whose cache has no room for gaps."""
-        halt, judge = self.config.halt, self.config.self_evaluation
-        if halt is not None:
+        if (halt := self.config.halt) is not None:
             if self.backbone.is_workspace or self.backbone.sliding:
                 raise UserError(
                     "method.halt: rows that stop apart leave gaps, which a workspace model or a sliding "
@@ -92,25 +71,17 @@ class Headed(LatentMethod):
                 )
             self.halt = HaltHead(self.backbone.width, halt.hidden, halt.detach)
             self.halt.requires_grad_(halt.weight > 0)
-        if judge is not None:
-            self.self_evaluation = SelfEvaluationHead(self.backbone.width)
-            self.self_evaluation.requires_grad_(judge.weight > 0)
+        self.start_judge()
 
     @property
     def term_weights(self) -> dict[str, float]:
-        heads = {name: getattr(self.config, name) for name in HEADS}
-        found = {name: head.weight for name, head in heads.items() if head is not None}
-        return super().term_weights | found | ({"early": heads["halt"].early} if heads["halt"] else {})
+        halt = self.config.halt
+        return super().term_weights | ({"halt": halt.weight, "early": halt.early} if halt else {})
 
     @property
     def halts(self) -> bool:
         """Whether the halting head learns."""
         return self.config.halt is not None and self.config.halt.weight > 0
-
-    @property
-    def judges(self) -> bool:
-        """Whether the head that judges answers learns."""
-        return self.config.self_evaluation is not None and self.config.self_evaluation.weight > 0
 
     @property
     def practises(self) -> bool:
@@ -119,7 +90,7 @@ class Headed(LatentMethod):
 
     def side_units(self, batch: Batch) -> dict[str, int]:
         """What `side_terms` sums over; empty where there are none."""
-        counts = {"sequence": len(batch)} if self.judges else {}
+        counts = self.judge_units(batch)
         counts |= halt_unit(self.config.halt, batch) if self.halts else {}
         return counts | ({"token": count_labels(batch, self.markers, None)} if self.practises else {})
 

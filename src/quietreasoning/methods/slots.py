@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from quietreasoning.backbone import Backbone, States, last_hidden
 from quietreasoning.config import Settings
 from quietreasoning.contract import Batch, Markers, Role, StepOutput, Term
+from quietreasoning.methods.judged import JudgedConfig
 from quietreasoning.methods.latent import LatentMethod, Thoughts
-from quietreasoning.methods.rewarded import RewardedConfig
 from quietreasoning.methods.sequence import count_labels, read_prompt, score_visible, visible_part
 from quietreasoning.methods.supervision import (
     count_targets,
@@ -45,7 +45,7 @@ class SlotWeights(Settings):
 class Slots(LatentMethod):
     """K blocks of `width` slots, R loops."""
 
-    class Config(RewardedConfig):
+    class Config(JudgedConfig):
         name: Literal["slots"] = "slots"
         """Parallel slots, refined in loops."""
         blocks: int = Field(4, ge=0)
@@ -70,6 +70,8 @@ class Slots(LatentMethod):
         def _trains_something(self) -> Slots.Config:
             if not self.weights.answer and not self.blocks:
                 raise ValueError("weights.answer is 0 and blocks is 0, so nothing would be trained")
+            if self.self_evaluation and not self.weights.answer:
+                raise ValueError("self_evaluation judges the answer, and weights.answer is 0; drop it")
             return self
 
     def __init__(self, backbone: Backbone, config: Config, markers: Markers):
@@ -79,6 +81,7 @@ class Slots(LatentMethod):
         self.mutual = config.blocks * config.width if config.attend == "full" else 0
         slots = config.blocks * config.width
         self.slot_KD = nn.Parameter(torch.randn(slots, backbone.width) * scale) if slots else None
+        self.start_judge()
         self.start_policy()
 
     def supervised_units(self, batch: Batch, carry: Any = None) -> dict[str, int]:
@@ -87,7 +90,7 @@ class Slots(LatentMethod):
             counts["token"] = count_labels(batch, self.markers, None)
         if self.config.weights.step and self.config.blocks:
             counts["slot"] = sum(map(count_targets, self._targets(batch)))
-        return counts
+        return counts | self.judge_units(batch)
 
     def refine(self, prompt: States, loops: int) -> tuple[Tensor, list[Tensor]]:
         """Contents [B, K, D] of the slots as they enter loop `loops`, and the states after each loop before.
@@ -126,6 +129,8 @@ class Slots(LatentMethod):
             predicting_BTD = torch.cat([prompt.hidden_BTD[:, -1:], states.hidden_BTD], 1)[:, slots:]
             total, metrics = score_visible(self.backbone, predicting_BTD, visible)
             terms["answer"] = Term(total, "token", weights.answer)
+            judged, measured = self.judge_terms(batch, predicting_BTD)
+            terms, metrics = terms | judged, metrics | measured
         if weights.step and slots:
             terms["step"], metrics["step_accuracy"] = self._step_term(batch, hidden)
         return StepOutput(terms, metrics)

@@ -27,19 +27,19 @@ from quietreasoning.losses.kd_targets import StateTeacher, Teacher
 from quietreasoning.methods.distill import direct_call, early_tool, own, spans
 from quietreasoning.methods.distill.layers import Layers
 from quietreasoning.methods.distill.settings import DistillConfig
-from quietreasoning.methods.rewarded import Rewarded
+from quietreasoning.methods.judged import Judged
 from quietreasoning.methods.sequence import Visible, read_prompt, visible_part
 from quietreasoning.methods.writing import Ready
 
 
-class Distill(Rewarded):
+class Distill(Judged):
     """A student of a teacher. Writes its chain and answer like *cot*; without `steps`, like *plain*."""
 
     Config = DistillConfig
     config: DistillConfig
     controls = ()
     takes_effort = False
-    slack = ("length", *Rewarded.slack)
+    slack = ("length", *Judged.slack)
     recorded: Callable[[Tensor, Tensor], Teacher] | None = None
     """(ids_BT, learned_BT) -> what the teacher said there; given by whoever builds a method with `cache`."""
 
@@ -58,6 +58,7 @@ class Distill(Rewarded):
         self.layers = Layers(backbone, self.teacher, config.hidden) if config.hidden else None
         self.register_buffer("progress", torch.zeros(()), persistent=bool(self._moves))
         self.first_step = 0 if config.steps else None
+        self.start_judge()
         self.start_policy()
 
     @property
@@ -95,7 +96,7 @@ class Distill(Rewarded):
             found["token"] = int(self.learned(batch, visible).sum())
         if config.own:
             found[own.UNIT] = int(own_B.sum())
-        return found
+        return found | self.judge_units(batch)
 
     def supervised(self, batch: Batch, carry: Any = None) -> StepOutput:
         config = self.config
@@ -109,7 +110,8 @@ class Distill(Rewarded):
     @property
     def _reads_gold(self) -> bool:
         """Whether any term is of gold text: without one its pass is left out."""
-        return any(value for name, value in self.config.weights if name not in ("own", "length"))
+        gold = any(value for name, value in self.config.weights if name not in ("own", "length"))
+        return gold or self.judges
 
     def gold(
         self, batch: Batch, visible: Visible
@@ -135,7 +137,8 @@ class Distill(Rewarded):
         if self.layers is not None:
             total = self.layers(layers_LBTD[:, counted_BT], taught_LBTD[:, counted_BT])
             terms["hidden"] = Term(total, "token", self.weight("hidden"))
-        return terms, metrics
+        judged, said = self.judge_terms(batch, hidden_BTD)
+        return terms | judged, metrics | said
 
     def divergence(
         self, hidden_ND: Tensor, labels_N: Tensor, taught: Teacher | None

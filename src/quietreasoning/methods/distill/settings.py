@@ -11,7 +11,7 @@ from quietreasoning.config import Settings
 from quietreasoning.kinds import Kind
 from quietreasoning.losses.kd_schedules import EntropySchedule
 from quietreasoning.methods.divergence import DivergenceSettings
-from quietreasoning.methods.rewarded import RewardedConfig
+from quietreasoning.methods.judged import JudgedConfig
 
 SPAN_TERMS: dict[str, Kind] = {
     "tool_name": Kind.TOOL_NAME,
@@ -137,7 +137,7 @@ class DistillWeights(Settings):
     """Ending text of one's own that has said all; needs `length`, `own` and data.format.spans."""
 
 
-class DistillConfig(RewardedConfig):
+class DistillConfig(JudgedConfig):
     name: Literal["distill"] = "distill"
     """Knowledge distillation from another model."""
     teacher: BackboneConfig | None = None
@@ -203,6 +203,11 @@ class DistillConfig(RewardedConfig):
             raise ValueError(
                 "method.reward rewards what follows a given answer prefix, and with steps=true it is "
                 "written; set method.steps=false or method.reward=null"
+            )
+        if self.self_evaluation and self.steps:
+            raise ValueError(
+                "method.self_evaluation reads the end of a given answer prefix, and with steps=true it is "
+                "written; set method.steps=false or method.self_evaluation=null"
             )
         return self
 

@@ -19,21 +19,22 @@ import time
 from typing import Any
 
 import torch
+from random_llama import llama, prompt_of
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-WINDOW, KERNEL, KEEP, VOCAB = 64, 5, 0.3, 512
+WINDOW, KERNEL, KEEP = 64, 5, 0.3
 
 
 def main(python: str, context: int = 2048, tokens: int = 16, rounds: int = 3) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        llama(context).save_pretrained(folder)
+        llama(context, initializer_range=0.1).save_pretrained(folder)
         mine = Ours(folder)
         with Child(python, folder) as peer:
             print(f"cpu, 1 thread; ours: {mine.versions}; theirs: {peer.ask(what='versions')}")
             equal = total = 0
             for seed in range(3):
-                prompt = prompt_of(context // 2, seed)
+                prompt = prompt_of(context // 2, seed)[0].tolist()
                 own, other = mine.read(prompt, tokens), peer.ask(what="read", prompt=prompt, tokens=tokens)
                 same = [set(a) == set(b) for a, b in zip(own["kept"], other["kept"], strict=True)]
                 equal, total = equal + sum(same), total + len(same)
@@ -41,7 +42,7 @@ def main(python: str, context: int = 2048, tokens: int = 16, rounds: int = 3) ->
                 assert max(apart) <= 2, f"prompt {seed}: a head keeps {max(apart) // 2} other positions"
                 assert not all(same) or own["said"] == other["said"], f"prompt {seed}: other tokens"
             print(f"{equal} of {total} heads keep the same positions; the greedy tokens are the same")
-            prompt = prompt_of(context, 9)
+            prompt = prompt_of(context, 9)[0].tolist()
             runs = [
                 (mine.read(prompt, tokens), peer.ask(what="read", prompt=prompt, tokens=tokens))
                 for _ in range(rounds + 1)
@@ -55,27 +56,6 @@ def main(python: str, context: int = 2048, tokens: int = 16, rounds: int = 3) ->
                     f"kvpress {middle[1]:.3f} s, ours / theirs {statistics.median(ratios):.2f} "
                     f"({min(ratios):.2f} to {max(ratios):.2f})"
                 )
-
-
-def llama(context: int) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCAB,
-            hidden_size=256,
-            intermediate_size=512,
-            num_hidden_layers=4,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            head_dim=64,
-            max_position_embeddings=2 * context,
-            initializer_range=0.1,
-        )
-    )
-
-
-def prompt_of(context: int, seed: int) -> list[int]:
-    return torch.randint(3, VOCAB, (context,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 @torch.no_grad()

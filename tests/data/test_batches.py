@@ -101,6 +101,24 @@ def test_prepare_changes_nothing(parts):
     assert rows(ready.batch_at(5)) == rows(make(parts).batch_at(5))
 
 
+def test_prepare_draws_what_the_steps_read_and_no_other_example(parts):
+    drawn = []
+
+    class Noting(list):
+        def __getitem__(self, i):
+            drawn.append(i)
+            return super().__getitem__(i)
+
+    batches = Batches(Noting(parts[0]), parts[1], 4, seed=3)
+    batches.prepare(3)
+    read = [row for step in range(3) for row in batches.rows_at(step)]
+    assert sorted(drawn) == sorted(read) and len(read) == 12
+    batches.batch_at(2)
+    assert len(drawn) == 12
+    batches.prepare(N)
+    assert sorted(drawn) == list(range(N))
+
+
 def test_fingerprint_sees_rows_and_encoding(parts):
     examples, encoder = parts
     assert make(parts).fingerprint() == make(parts, batch_size=4, seed=0).fingerprint()

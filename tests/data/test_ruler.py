@@ -85,6 +85,25 @@ def test_numbers_of_needles_hops_and_chains(kind, options, references, told):
         assert len(example.steps) == (references if kind == "vt" else 0)
 
 
+@pytest.mark.parametrize("alpha", [1.5, 2.0])
+def test_words_to_count_stand_there_just_as_often_as_said(alpha):
+    """No word has two ranks: asked ones are not among the filling, though that has few words to draw from."""
+    task = make(length=150, words=96, kinds=["fwe", "cwe"], alpha=alpha, common=3, common_times=9)
+    for example in task.split("train", 12):
+        intro, _, rest = example.prompt.partition(" : ")
+        text, _, question = rest.rpartition(" which ")
+        times, asked = Counter(text.split()), example.meta["references"]
+        told = [times.pop(word) for word in asked]
+        if example.meta["kind"] == "cwe":
+            assert told == [9] * 3 and set(times.values()) == {3}
+            continue
+        room = 150 - len(f"{intro} : which {question}".split())
+        found = [times.pop("..."), *told, *sorted(times.values(), reverse=True)]
+        every = sorted({n * rank**alpha for rank in range(1, 40) for n in range(1, room + 1)}, reverse=True)
+        by_rank = ([int(c / rank**alpha + 1e-9) for rank in range(1, 40)] for c in every)
+        assert found == next([n for n in counts if n] for counts in by_rank if sum(counts) <= room)
+
+
 @pytest.mark.parametrize(
     ("options", "fault"),
     [

@@ -1,9 +1,15 @@
 """Reading token by token, in pieces or at once is one computation; generate is a loop of full forwards."""
 
+from functools import partial
+
 import pytest
 import torch
 from made_models import ALL, CHUNK, VOCAB, awake, close, ids_of, in_pieces, ragged
+from transformers import DynamicCache
 
+from quietreasoning.config import UserError
+from quietreasoning.memory.kv_cache.cache import CompressedCache
+from quietreasoning.memory.kv_cache.settings import KVCacheSettings
 from quietreasoning.workspace.cache import WorkspaceCache
 
 LONG = 160
@@ -192,6 +198,16 @@ def test_a_cache_reorders_repeats_and_selects_all_state(model):
         close(read(lambda cache, o=order: cache.reorder_cache(torch.tensor(o)), 3), plain[order])
     close(read(lambda cache: cache.batch_select_indices(torch.tensor([2, 0])), 2), plain[[2, 0]])
     close(read(lambda cache: cache.batch_repeat_interleave(2), 6), plain.repeat_interleave(2, 0))
+
+
+@pytest.mark.parametrize("kind", [DynamicCache, partial(CompressedCache, KVCacheSettings())])
+def test_a_cache_of_another_kind_is_refused_by_its_name(model, kind):
+    cache = kind(config=model.config)
+    says = f"past_key_values={type(cache).__name__}: .*WorkspaceCache"
+    with pytest.raises(UserError, match=says):
+        model.generate(ids_of(1, 5), past_key_values=cache, max_new_tokens=1)
+    with pytest.raises(UserError, match=says):
+        model(ids_of(1, 5), past_key_values=cache)
 
 
 def test_forks_of_a_cache_do_not_meet(model):

@@ -61,11 +61,17 @@ class Batches:
         first = step * self.batch_size
         return [row for row, _ in self._place(range(first, first + self.batch_size))]
 
-    def prepare(self, chunk: int = 1024, check: Callable[[], None] = lambda: None) -> None:
-        """Encode every example now, so that no training step waits for it; `check` may raise to stop."""
-        for first in range(0, len(self), chunk):
+    def prepare(
+        self, steps: int | None = None, chunk: int = 1024, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """Encode now what the first `steps` steps read, all examples if None, so that no training step waits
+        for it; `check` may raise to stop."""
+        rows: Sequence[int] = range(len(self))
+        if steps is not None and steps * self.batch_size < len(self):
+            rows = sorted(row for row, _ in self._place(range(steps * self.batch_size)))
+        for first in range(0, len(rows), chunk):
             check()
-            self._encode(range(first, min(first + chunk, len(self))))
+            self._encode(rows[first : first + chunk])
 
     def fingerprint(self, samples: int = 256) -> str:
         """SHA-256 over the number of rows and up to `samples` encoded rows, evenly spaced."""

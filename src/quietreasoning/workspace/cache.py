@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from transformers import Cache
 
+from quietreasoning.config import UserError
 from quietreasoning.nn.router import Plan
 from quietreasoning.nn.ssm import SSMState
 from quietreasoning.nn.trunk import HeldChoice, Piece
@@ -78,6 +79,18 @@ class WorkspaceCache(Cache):
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:
         return -1
+
+    @classmethod
+    def given(cls, cache: object) -> WorkspaceCache:
+        """A new one for None; UserError for a cache of another kind, which would lose slots and plan."""
+        if cache is None:
+            return cls()
+        if not isinstance(cache, cls):
+            raise UserError(
+                f"past_key_values={type(cache).__name__}: a workspace model keeps its keys and values with "
+                "its slots, in a WorkspaceCache; pass one of these, or leave past_key_values out"
+            )
+        return cache
 
     def fork(self) -> WorkspaceCache:
         """A copy that can grow on its own; tensors are shared, none is written in place."""

@@ -99,9 +99,7 @@ class WorkspaceForCausalLM(WorkspacePreTrained, GenerationMixin):
         if use_cache is False:
             raise ValueError("use_cache=False is not supported in generate: the workspace lives in the cache")
         inputs: dict[str, Any] = {"attention_mask": attention_mask, "use_cache": True}
-        if past_key_values is None:
-            past_key_values = WorkspaceCache()
-        inputs["past_key_values"] = past_key_values
+        past_key_values = inputs["past_key_values"] = WorkspaceCache.given(past_key_values)
         if is_first_iteration or past_key_values.state is None:
             inputs |= (
                 {"inputs_embeds": inputs_embeds} if inputs_embeds is not None else {"input_ids": input_ids}

@@ -124,7 +124,7 @@ class WorkspaceModel(Reads, Switches, WorkspacePreTrained):
         rows, width = x_BTD.shape[:2]
         every_BT = torch.ones(rows, width, dtype=torch.bool, device=x_BTD.device)
         valid_BT = every_BT if attention_mask is None else attention_mask[:, -width:].bool()
-        cache = past_key_values
+        cache = None if past_key_values is None else WorkspaceCache.given(past_key_values)
         cached = self.config.use_cache if use_cache is None else use_cache
         if cache is None and cached and not self.training:
             cache = WorkspaceCache()

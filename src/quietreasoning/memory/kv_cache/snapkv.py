@@ -1,11 +1,12 @@
 """SnapKV (arXiv 2404.14469): the last queries of a prompt vote for the keys worth keeping.
 
 Shapes: B rows, H query heads, G key/value heads, S prompt positions, W of them in the observation window,
-P = S - W before it, N kept positions of the row that keeps most, C head width.
+P = S - W before it, N kept positions of the row that keeps most, R = H / G, M = R W, C head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 ROUNDING = 1e-6  # 0.29 * 100 is 28.999999999999996
+SCORES = 2**20  # attention scores held at a time, or those of one row and key/value head if these are more
 
 
 class Selection(NamedTuple):
@@ -27,18 +29,34 @@ def votes(query_BHWC: Tensor, keys_BGSC: Tensor, valid_BS: Tensor, scaling: floa
 
     The softmax runs over all keys, causally within the window. A query that is padding counts as zero.
     """
-    width, total = query_BHWC.shape[2], keys_BGSC.shape[2]
-    groups = query_BHWC.shape[1] // keys_BGSC.shape[1]
-    query_BGRWC = query_BHWC.unflatten(1, (-1, groups))
-    scores_BHWS = (query_BGRWC.flatten(2, 3) @ keys_BGSC.mT).unflatten(2, (groups, width)).flatten(1, 2)
-    scores_BHWS = (scores_BHWS * scaling).to(torch.promote_types(scores_BHWS.dtype, torch.float32))
-    ahead_WW = torch.ones(width, width, dtype=torch.bool, device=keys_BGSC.device).triu(1)
-    scores_BHWS[..., total - width :].masked_fill_(ahead_WW, -torch.inf)
+    kind = torch.promote_types(query_BHWC.dtype, torch.float32)
+    votes_BHS = query_BHWC.new_empty(*query_BHWC.shape[:2], keys_BGSC.shape[2], dtype=kind)
+    votes_BGRS = votes_BHS.unflatten(1, (keys_BGSC.shape[1], -1))
+    query_BGRWC = query_BHWC.unflatten(1, votes_BGRS.shape[1:3])
+    for at in _pieces(query_BGRWC, keys_BGSC.shape[2]):
+        votes_BGRS[at] = _votes(query_BGRWC[at], keys_BGSC[at], valid_BS[at[0]], scaling)
+    return votes_BHS
+
+
+def _pieces(query_BGRWC: Tensor, count: int) -> Iterator[tuple[slice, int]]:
+    """Rows and a key/value head at a time: all scores at once would outweigh what the model itself holds."""
+    rows, heads, share, width, _ = query_BGRWC.shape
+    step = max(1, SCORES // (share * width * count))
+    return ((slice(row, row + step), head) for row in range(0, rows, step) for head in range(heads))
+
+
+def _votes(query_BRWC: Tensor, keys_BSC: Tensor, valid_BS: Tensor, scaling: float) -> Tensor:
+    """[B, R, S] of the R query heads that share a key/value head."""
+    (_, share, width, _), total = query_BRWC.shape, keys_BSC.shape[1]
+    scores_BRWS = (query_BRWC.flatten(1, 2) @ keys_BSC.mT).unflatten(1, (share, width))
+    scores_BRWS = scores_BRWS.to(torch.promote_types(scores_BRWS.dtype, torch.float32)).mul_(scaling)
+    ahead_WW = torch.ones(width, width, dtype=torch.bool, device=keys_BSC.device).triu(1)
+    scores_BRWS[..., total - width :].masked_fill_(ahead_WW, -torch.inf)
     if bool(valid_BS.all()):
-        return scores_BHWS.softmax(-1).mean(2)
-    scores_BHWS.masked_fill_(~valid_BS[:, None, None], -torch.inf)
+        return scores_BRWS.softmax(-1).mean(2)
+    scores_BRWS.masked_fill_(~valid_BS[:, None, None], -torch.inf)
     real_B1W1 = valid_BS[:, None, total - width :, None]
-    return scores_BHWS.softmax(-1).masked_fill(~real_B1W1, 0).mean(2)
+    return scores_BRWS.softmax(-1).masked_fill_(~real_B1W1, 0).mean(2)
 
 
 def pool(votes_BHS: Tensor, window: int, kernel: int, kv_heads: int) -> Tensor:
@@ -105,15 +123,20 @@ def gather(states_BGSC: Tensor, index_BGN: Tensor) -> Tensor:
 
 
 def attended(
-    query_BHWC: Tensor, keys: Tensor, values: Tensor, valid_BN: Tensor | None, scaling: float
+    query_BHWC: Tensor, keys_BGNC: Tensor, values_BGNC: Tensor, valid_BN: Tensor | None, scaling: float
 ) -> Tensor:
     """Attention of the window's queries to all kept tokens [B, H, W, C], in fp32.
 
     Departure from the model: a query also sees the tokens of the window after it. Both sides of the
     comparison do, so that the order in which a store keeps its tokens does not matter.
     """
-    query_BGRWC = query_BHWC.unflatten(1, (keys.shape[1], -1)).float()
-    scores = query_BGRWC.flatten(2, 3) @ keys.float().mT * scaling
-    if valid_BN is not None:
-        scores = scores.masked_fill(~valid_BN[:, None, None], -torch.inf)
-    return (scores.softmax(-1) @ values.float()).unflatten(2, query_BGRWC.shape[2:4]).flatten(1, 2)
+    out_BHWC = torch.empty_like(query_BHWC, dtype=torch.float32)
+    out_BGRWC = out_BHWC.unflatten(1, (keys_BGNC.shape[1], -1))
+    query_BGRWC = query_BHWC.unflatten(1, out_BGRWC.shape[1:3])
+    for at in _pieces(query_BGRWC, keys_BGNC.shape[2]):
+        scores_BMN = (query_BGRWC[at].flatten(1, 2).float() @ keys_BGNC[at].float().mT).mul_(scaling)
+        if valid_BN is not None:
+            scores_BMN.masked_fill_(~valid_BN[at[0], None], -torch.inf)
+        mixed_BMC = scores_BMN.softmax(-1) @ values_BGNC[at].float()
+        out_BGRWC[at] = mixed_BMC.unflatten(1, query_BGRWC.shape[2:4])
+    return out_BHWC

@@ -1,4 +1,4 @@
-.PHONY: install demo test bench clean teacher worker kd cross proc answer qat
+.PHONY: install demo test bench clean teacher worker kd cross proc answer qat memory
 
 install: .venv/.installed
 
@@ -54,6 +54,21 @@ answer: install
 
 qat: install | $(call SMALL,runs/student)
 	$(call DISTIL,qat)
+
+# Memory (docs/methods/recall.md): a model of the embedded encyclopaedia, its stores, and the reading of both.
+BOOK = runs/plain-encyclopaedia-0
+STORES = runs/encyclopaedia
+
+$(BOOK): | install
+	$(QUIET) train plain/encyclopaedia
+
+$(STORES)/knn.index: | $(BOOK)
+	$(QUIET) index episodic --run $(BOOK) --output $(STORES)/events --backend flat --ttl-days 36500
+	$(QUIET) index keys $(BOOK) --out $(STORES)/keys --rows-per-shard 4096 --batch-size 256
+	$(QUIET) index knn --keys $(STORES)/keys --values $(STORES)/keys --output $@ --dim 64 --factory IVF256,Flat
+
+memory: install | $(STORES)/knn.index
+	$(QUIET) train recall/encyclopaedia $(ARGS)
 
 clean:
 	rm -rf .venv build dist src/*.egg-info

@@ -22,26 +22,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
 from arms import arm, asked, over_seeds, trained
 from product_keys_encyclopaedia import BINS, alone, difference, groups_of, share
 from product_keys_encyclopaedia import RECIPE as MODEL
 
-from quietreasoning.backbone import Backbone, role_of
 from quietreasoning.build import Loaded, Resolved, open_run
 from quietreasoning.capture import lay_out
-from quietreasoning.contract import IGNORE, Role
 from quietreasoning.data.config import build_task
 from quietreasoning.data.tasks.encyclopaedia import STATEMENTS
 from quietreasoning.evaluate.controls import Arm
+from quietreasoning.indices.episodic import vectors_of
 from quietreasoning.indices.knn import make_knn, source_of
 from quietreasoning.memory.datastore import Size, build_datastore
 from quietreasoning.memory.episodic import EpisodicStore
 from quietreasoning.memory.episodic_settings import EpisodicSettings
 from quietreasoning.memory.journal import Entry
 from quietreasoning.memory.made import say_how_made
-from quietreasoning.methods.recall.events import encoded, encoder_of
+from quietreasoning.methods.recall.events import encoder_of
 from quietreasoning.run_config import changed
 
 RECIPE = "long_tail.yaml"
@@ -199,13 +196,6 @@ def fill(run: Loaded, folder: Path) -> None:
         backbone.model, rows, folder / "keys", source, size=Size(rows_per_shard=100_000, batch_size=256)
     )
     make_knn(folder / "keys", folder / "keys", folder / "knn.index", dim, "IVF256,Flat", 16)
-
-
-@torch.no_grad()
-def vectors_of(backbone: Backbone, rows: Sequence[np.ndarray]) -> np.ndarray:
-    longest = max(map(len, rows))
-    ids_BT = torch.tensor([[*row.tolist(), *[IGNORE] * (longest - len(row))] for row in rows])
-    return encoded(backbone(ids_BT, role_of(ids_BT, Role.PROMPT)).hidden_BTD, ids_BT != IGNORE).numpy()
 
 
 def answers(run: Loaded, split: str, n: int | None, control: str | None) -> tuple[str, float]:

@@ -7,7 +7,7 @@ number of ranks. Anything that would change a target is compared and refused.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from quietreasoning.data.teacher_cache.shards import read_index, writing
 from quietreasoning.data.teacher_cache.targets import Keep
 from quietreasoning.data.teacher_cache.work import Work
 from quietreasoning.data.tokenizers import load_tokenizer
+from quietreasoning.disk import refuse_file
 from quietreasoning.methods.sequence import visible_part
 from quietreasoning.recipe import parse_override
 from quietreasoning.run_config import RunConfig, StageConfig
@@ -118,6 +119,7 @@ def check(request: Request) -> None:
         )
     if request.dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"--dtype {request.dtype}: choices are float32 and bfloat16")
+    refuse_file(request.out)
 
 
 def open_teacher(model: str, revision: str | None, dtype: str | None) -> Teacher:
@@ -186,11 +188,18 @@ def _dataset(request: Request, own: DataConfig | None) -> DataConfig:
     elif own is not None and own.task == name:
         base = own.model_dump(mode="json") | {"options": own.options.model_dump(mode="json")}
     for text in request.settings:
-        (*above, last), value = parse_override(text)
+        parts, value = parse_override(text)
+        parts = parts[1:] if parts[0] == "data" and len(parts) > 1 else parts  # as a recipe has them
+        if parts[0] not in DataConfig.model_fields:
+            raise UserError(
+                f"{text}: no such setting of data, and without --recipe there are no others. "
+                f"{suggest(parts[0], DataConfig.model_fields)}"
+            )
         at = base
-        for key in above:
-            at = at.setdefault(key, {})
-        at[last] = value
+        for key in parts[:-1]:
+            at[key] = dict(at[key]) if isinstance(at.get(key), Mapping) else {}
+            at = at[key]
+        at[parts[-1]] = value
     return validate(DataConfig, base)
 
 

@@ -32,6 +32,7 @@ from quietreasoning.data.pairs.shards import DTYPES, writing
 from quietreasoning.data.pairs.sources import ChatSource, RunSource, Source
 from quietreasoning.data.pairs.work import Work
 from quietreasoning.data.tokenizers import load_tokenizer
+from quietreasoning.disk import refuse_file
 from quietreasoning.evaluate.scorers import SCORERS
 from quietreasoning.train.signals import StopFlag
 
@@ -142,6 +143,7 @@ def check(request: Request) -> None:
         raise UserError(f"--dtype {request.dtype}: choices are {', '.join(DTYPES)}")
     if request.temperature is not None and request.temperature < 0:
         raise UserError(f"--temperature {request.temperature}: must not be negative; 0 is greedy")
+    refuse_file(request.out)
 
 
 def open_source(request: Request) -> Opened:

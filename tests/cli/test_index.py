@@ -2,6 +2,8 @@
 
 import json
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,7 +43,12 @@ def arrays(tmp_path, monkeypatch):
 
 
 KNN = ("knn", "--keys", "keys.npy", "--values", "values.npy", "--output", "knn.index", "--dim", DIM)
-VERIFY = ("verify-knn", "--index", "knn.index", "--queries", "queries.npy", "--keys", "keys.npy")
+VERIFY = ("verify-knn", "--index", "knn.index", "--queries", "queries.npy")
+
+
+def refused(*words, says):
+    code, _, said = quiet(*words)
+    assert code == 2 and says in " ".join(said.split()), (code, said)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +80,8 @@ def test_knn_is_built_checked_and_found_again(arrays, tmp_path):
     index = KNNIndex.open(tmp_path / "knn.index", DIM)
     distances, ids = index.search(arrays[:3], 1)
     assert ids[:, 0].tolist() == [0, 1, 2] and np.allclose(distances, 0, atol=1e-5)
-    code, all_found, _ = quiet(*VERIFY, "--k", 10 * N)
-    assert code == 0 and all_found["k"] == 10 * N
+    code, all_found, said = quiet(*VERIFY, "--k", 10 * N)
+    assert code == 0 and all_found["k"] == N and f"k is {N}" in said
 
 
 def test_what_is_found_is_what_a_naive_search_finds(arrays, tmp_path):
@@ -93,11 +100,67 @@ def test_factories_shrink_by_what_they_can_learn_from():
     assert fitting("IVF4096,PQ32", 20) == "Flat" and fitting("HNSW32", 20) == "HNSW32"
 
 
-def test_bad_input_is_refused_by_name(arrays, tmp_path):
-    def refused(*words, says):
-        code, _, said = quiet(*words)
-        assert code == 2 and says in said, (code, said)
+def contents(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
+
+def test_keys_are_found_where_the_index_says_and_must_be_the_same(arrays, tmp_path):
+    quiet(*KNN, "--factory", "Flat")
+    (tmp_path / "moved").mkdir()
+    for name in ("keys.npy", "queries.npy", *(path.name for path in tmp_path.glob("knn.index*"))):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    moved = ("verify-knn", "--index", "moved/knn.index", "--queries", "moved/queries.npy")
+    assert quiet(*moved)[1]["recall"] == 1  # index and keys have moved together
+    (tmp_path / "moved" / "keys.npy").rename(tmp_path / "keys.npy")
+    refused(*moved, says="moved/keys.npy, which is gone. Say where it is now: --keys")
+    assert quiet(*moved, "--keys", "keys.npy")[0] == 0
+    np.save("moved/keys.npy", arrays + 1)
+    refused(*moved, says="made of other keys")
+    away = ("--keys", tmp_path / "keys.npy", *KNN[3:5], "--output", "far/i", *KNN[7:], "--factory", "Flat")
+    assert quiet("knn", *away)[0] == 0  # named in full and not beneath: kept in full
+    (tmp_path / "far").rename(tmp_path / "moved" / "farther")
+    assert quiet("verify-knn", "--index", "moved/farther/i", *moved[3:])[0] == 0
+
+
+def test_a_rebuild_that_fails_or_is_killed_never_pairs_an_index_with_foreign_values(arrays, tmp_path):
+    built = ("--output", "a/knn.index", *KNN[7:], "--factory", "IVF8,Flat")
+    verify = ("verify-knn", "--index", "a/knn.index", *VERIFY[3:])
+    assert quiet(*KNN[:5], *built)[0] == 0
+    old = contents("a")
+    np.save("bad.npy", np.where(np.arange(N)[:, None] == 7, np.nan, arrays).astype(np.float32))
+    np.save("others.npy", np.arange(N))
+    refused(
+        "knn", "--keys", "bad.npy", "--values", "others.npy", *built, says="row 7 holds what is no finite"
+    )
+    np.save("bad.npy", np.where(np.arange(N)[:, None] == 7, 1e30, arrays).astype(np.float32))
+    refused("knn", "--keys", "bad.npy", "--values", "others.npy", *built, says="row 7 holds a number that is")
+    assert contents("a") == old and quiet(*verify)[0] == 0
+    assert quiet(*KNN[:3], "--values", "others.npy", *built)[0] == 0
+    new = contents("a")
+    order = ("knn.index", "knn.index.json", "knn.index.values.npy", "knn.index.values.npy.json")
+    changed = [number for number, name in enumerate(order) if old[name] != new[name]]
+    assert changed == [1, 2, 3]  # the same keys, other values
+    for killed in range(1, 4):  # so many of the four were in place
+        for number, name in enumerate(order):
+            (tmp_path / "a" / name).write_bytes((new if number < killed else old)[name])
+        if killed > 1:
+            refused(*verify, says="build it anew with quiet index knn")
+        else:
+            assert quiet(*verify)[0] == 0
+    (tmp_path / "a" / order[2]).unlink()
+    refused(*verify, says="values.npy is missing")
+
+
+def test_bad_input_is_refused_by_name(arrays, tmp_path):
+    refused(*KNN, says="IVF4096,PQ8,")  # the default's 32 bytes do not divide 8
+    refused(*KNN, "--factory", "Flat", "--nprobe", 3, says="--nprobe 3")
+    refused(*KNN[:5], "--output", tmp_path, *KNN[7:], "--factory", "Flat", says="is a folder")
+    refused(
+        *KNN[:5], "--output", "keys.npy", *KNN[7:], "--factory", "Flat", says="replace the file of --keys"
+    )
+    refused(
+        *KNN[:5], "--output", "keys.npy/i", *KNN[7:], "--factory", "Flat", says="is a file; name a folder"
+    )
     refused(*KNN[:-1], DIM + 1, "--factory", "Flat", says="dim")
     refused(*KNN, "--factory", "PQ3", says="--factory PQ3")
     refused(*KNN, "--factory", "__import__", says="--factory __import__")
@@ -120,8 +183,8 @@ def test_bad_input_is_refused_by_name(arrays, tmp_path):
     (tmp_path / "keys.npy").write_bytes(whole)
     quiet(*KNN, "--factory", "Flat")
     np.save("other.npy", arrays + 1)
-    refused(*VERIFY[:-1], "other.npy", says="made of other keys")
-    refused(*VERIFY[:3], "--queries", "absent.npy", *VERIFY[5:], says="no such file")
+    refused(*VERIFY, "--keys", "other.npy", says="made of other keys")
+    refused(*VERIFY[:3], "--queries", "absent.npy", says="no such file")
     index = tmp_path / "knn.index"
     index.write_bytes(index.read_bytes()[:-1] + b"\7")
     refused(*VERIFY, says="knn.index is damaged")
@@ -203,6 +266,60 @@ def test_episodic_writes_a_store_that_answers(arrays, tmp_path):
         open_made(tmp_path / "store")
     (tmp_path / "plain.jsonl").write_text('{"text": "a"}\n{"text": 3}\n')
     assert "plain.jsonl:2" in quiet(*made, *flat)[2]
+
+
+EVENTS = ("episodic", "--input", "ev.jsonl", "--output", "store", "--encoder", "m:last")
+
+
+def events(*rows):
+    Path("ev.jsonl").write_text("".join(json.dumps({"text": "a"} | row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"vector": [0] * DIM}, "its vector is zero"),
+        ({"vector": [1e300] * DIM}, "no finite number in float32"),
+        ({"vector": [10**400] * DIM}, "cannot be"),
+        ({"vector": [1] * DIM, "created": 1e30}, "created=1e+30 is yet to come"),
+    ],
+)
+def test_an_event_that_cannot_be_is_told_by_its_line_and_nothing_is_made(arrays, tmp_path, row, says):
+    events({"vector": arrays[0].tolist()}, row)
+    refused(*EVENTS, says=f"ev.jsonl:2: {'vector=' if says == 'cannot be' else ''}")
+    refused(*EVENTS, says=says)
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_default_backend_fits_its_codes_to_the_width(arrays, tmp_path):
+    events(*({"vector": vector.tolist(), "created": 0} for vector in arrays[:3]), {"vector": [1] * DIM})
+    refused(*EVENTS[:-1], " ", says="--encoder names nothing")
+    if find_spec("scann") is None:
+        refused(*EVENTS, "--backend", "scann", says="needs scann")
+        assert not (tmp_path / "store").exists()  # no journal that is bound to an encoder
+    code, figures, said = quiet(*EVENTS)
+    assert code == 0 and figures["m"] == 8 and "made with m=8" in said
+    assert figures["expired_on_arrival"] == figures["expired"] == 3 and "3 of 4 events had expired" in said
+    with open_made(tmp_path / "store") as store:
+        assert store.settings.index.m == 8 and len(store) == 1
+        store.forget(store.journal.ids())
+    refused(*EVENTS[:-1], "n", says="is empty and was made for encoder=m:last")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("index", "keys", "absent", "--dataset", "chains", "--out"),
+        ("index", *EVENTS[:3], "--encoder", "m", "--output"),
+        ("data", "teacher", "absent", "--dataset", "chains", "--out"),
+        ("data", "pairs", "absent", "--out"),
+    ],
+)
+def test_an_output_that_is_a_file_is_refused_before_any_work(arrays, command):
+    events({"vector": [1] * DIM})
+    for out in ("keys.npy", "keys.npy/below"):
+        done = CliRunner().invoke(app, [*command, out])
+        assert done.exit_code == 2 and "keys.npy is a file; name a folder" in done.stderr, done.stderr
 
 
 def test_the_first_name_is_the_same_command(tmp_path, monkeypatch, capsys):

@@ -14,7 +14,7 @@ OPTIONS = {
         *("recipe", "settings", "--config", "--resume", "--dry-run", "--no-doctor", "--nproc", "--out"),
         "--json",
     ],
-    "eval": ["run", "settings", "--task", "--n", "--controls", "--gate", "--json"],
+    "eval": ["run", "settings", "--task", "--n", "--controls", "--gate", "--rules", "--json"],
     "report": ["runs"],
     "doctor": ["recipe", "settings", "--config", "--json"],
     "plan": ["recipe", "settings", "--config", "--json"],
@@ -76,7 +76,8 @@ INDEX = {
     "index pkm": ["--path", "--slots", "--value-dim", "--run", "--json"],
     "index knn": ["--keys", "--values", "--output", "--dim", "--factory", "--nprobe", "--json"],
     "index episodic": [
-        *("--input", "--output", "--encoder", "--vectors", "--backend", "--ttl-days", "--json"),
+        *("--input", "--run", "--text", "--surprise", "--cooldown", "--output", "--encoder", "--vectors"),
+        *("--backend", "--ttl-days", "--json"),
     ],
     "index verify-knn": ["--index", "--queries", "--k", "--keys", "--candidates", "--json"],
     "index consolidate": [

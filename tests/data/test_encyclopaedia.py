@@ -208,3 +208,13 @@ def test_a_world_that_cannot_be_is_refused(options, message):
     task = TASKS["encyclopaedia"](TASKS["encyclopaedia"].Config(**(SMALL | options)))
     with pytest.raises(UserError, match=message):
         task.split("valid")
+
+
+def test_asked_rows_are_validation_questions_and_the_test_stays():
+    told = make()
+    asked = TASKS["encyclopaedia"](TASKS["encyclopaedia"].Config(**SMALL, rows="asked"), seed=0)
+    train, valid = (list(asked.split(name)) for name in ("train", "valid"))
+    assert len(train) > 8 * len(valid) > 0 and list(asked.split("test")) == list(told.split("test"))
+    said = {(e.prompt, e.answer) for e in told.split("valid")}
+    assert {(e.prompt, e.answer) for e in (*train, *valid)} == said and len(said) == len(train) + len(valid)
+    assert list(asked.vocabulary()) == list(told.vocabulary())

@@ -36,7 +36,8 @@ def test_a_recipe_ends_in_a_method_of_its_folder(name):
     assert settle(name).config.stages[-1].method.name in FAMILIES.get(folder, {folder})
 
 
-LAPTOP = ("tiny", "/pointer", "/permutation", "/sudoku", "/sudoku-6", "/maze")  # small as they are
+# small as they are
+LAPTOP = ("tiny", "/pointer", "/encyclopaedia", "/permutation", "/sudoku", "/sudoku-6", "/maze")
 TWINS = {name: f"{name}-tiny" for name in RECIPES if not name.endswith(LAPTOP)}
 TWINS |= {"workspace/3b": "workspace/tiny", "thoughts/bake": "thoughts/tiny"}
 

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -150,41 +151,109 @@ def test_the_doctor_finds_nothing(case):
     assert diagnosis.healthy, [str(finding) for finding in diagnosis.findings]
 
 
-def test_lambda_learns_by_the_likelihood_of_the_mixture():
-    method, batch = make("recall-knn"), batch_of(ROWS)
-    method.mixture.weight.linear.weight.data.normal_()
-    method.eval()  # a row may find itself
-    method.zero_grad()
-    term = method(batch).terms["mixture"].total
-    term.backward()
-    backbone, knn = method.backbone, method.mixture.datastore.knn
-    weight = method.mixture.weight.linear
-    naive = torch.zeros((), dtype=torch.double)
-    w, b = (p.detach().double().requires_grad_() for p in (weight.weight[0], weight.bias))
-    count = 0
-    for row in ROWS:
+def seen(query, keys, tokens, asked=None, own=-1.0, k=8):
+    """Distances to the query and tokens of what `asked` finds, less what is the query's own, one by one."""
+    first = ((keys - (query if asked is None else asked)) ** 2).sum(1).argsort()[:k]
+    far = ((keys[first] - query) ** 2).sum(1)
+    kept = far > own * (query**2).sum()
+    order = far[kept].argsort()
+    return far[kept][order], tokens[first][kept][order]
+
+
+def lambda_of(part, query, far, tokens):
+    near, told = (far / (query**2).sum() + 1e-4).log().tolist(), tokens.tolist()
+    shares = (-far).softmax(0)
+    other = [at for at, token in zip(near, told, strict=True) if token != told[0]]
+    most = max(float(shares[tokens == token].sum()) for token in set(told))
+    figures = torch.tensor([near[0], (other or near[-1:])[0] - near[0], most, math.log(len(set(told)))])
+    inner = torch.tanh(part.found[0](figures))
+    return 0.5 * torch.sigmoid(part.query(query.float()) + part.found[2](inner))[0].double(), shares
+
+
+def stored(method):
+    folder = Path(method.config.knn.keys)
+    keys, values = (
+        np.concatenate([np.load(f) for f in sorted(folder.glob(f"{n}-*.npy"))]) for n in ("keys", "values")
+    )
+    return torch.from_numpy(keys).double(), torch.from_numpy(values)
+
+
+def mixture_by_hand(method, batch, foreign_BA=None, own=-1.0):
+    """- log p of the answers' first two tokens, of rows not known as popular; how many they are."""
+    keys, values = stored(method)
+    total, count = torch.zeros((), dtype=torch.double), 0
+    for row in range(len(batch)):
         if batch.rare_B[row] == 0:
             continue
         one = rows_of(batch, slice(row, row + 1))
         ids = [*tokens_of(one.prompt_BP)[0], *MARKERS.answer_prefix, *tokens_of(one.answer_BA)[0]]
         answer = len(tokens_of(one.answer_BA)[0])
+        method.eval()
         hidden = method._read(one).answer_BAD[0]
         for at in range(min(answer, 2)):
             place = len(ids) - answer + at - 1
-            query = read_ffn(backbone.model, torch.tensor([ids[: place + 1]]))[0, -1]
-            distances, tokens = knn.look_up(query[None])
-            shares = (-distances[0].double()).softmax(0)
-            p_knn = shares[tokens[0] == ids[place + 1]].sum()
-            p_lm = backbone.logits(hidden[at]).double().softmax(-1)[ids[place + 1]].detach()
-            share = 0.5 * torch.sigmoid(w @ query.double() + b[0])
-            naive = naive - torch.log(share * p_knn + (1 - share) * p_lm)
+            query = read_ffn(method.backbone.model, torch.tensor([ids[: place + 1]]))[0, -1].double()
+            asked = None if foreign_BA is None else keys[foreign_BA[row, at]]
+            far, tokens = seen(query, keys, values, asked, own)
+            share, shares = lambda_of(method.mixture.weight, query, far, tokens)
+            p_knn = shares[tokens == ids[place + 1]].sum()
+            p_lm = method.backbone.logits(hidden[at]).double().softmax(-1)[ids[place + 1]].detach()
+            total = total - torch.log(share * p_knn + (1 - share) * p_lm)
             count += 1
-    naive.backward()
+    return total, count
+
+
+def stir(part):
+    for weights in part.parameters():
+        weights.data.normal_(std=0.5)
+
+
+def test_lambda_learns_by_the_likelihood_of_the_mixture():
+    method, batch = make("recall-knn"), batch_of(ROWS)
+    part = method.mixture.weight
+    stir(part)
+    method.store = None  # what is read changes nothing here but the model's share
+    naive, count = mixture_by_hand(method, batch)
+    wanted = torch.autograd.grad(naive, list(part.parameters()))
+    term = method.eval()(batch).terms["mixture"].total  # a row may find itself
+    got = torch.autograd.grad(term, list(part.parameters()))
     assert method.units(batch)["lookup"] == count > 4
-    torch.testing.assert_close(term.double(), naive.detach(), rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(weight.weight.grad[0].double(), w.grad, rtol=2e-2, atol=2e-3)
+    torch.testing.assert_close(term.double(), naive, rtol=1e-3, atol=1e-4)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b.float(), rtol=2e-2, atol=2e-3)
+
+    method.config.knn.__dict__["corrupt"] = 0.0
     learned = method.train()(batch).terms["mixture"].total.detach()
+    torch.testing.assert_close(learned.double(), mixture_by_hand(method, batch, own=1e-5)[0].detach())
     assert float(learned) > 1.05 * float(term.detach()), "in training a row does not find its own keys"
+    method.config.knn.__dict__["corrupt"] = 1.0 - 1e-9
+    foreign_BA = method.mixture.datastore.foreign(batch, 1.0 - 1e-9)
+    alone = method.mixture.datastore.foreign(rows_of(batch, slice(2, 3)), 1.0 - 1e-9)
+    assert torch.equal(alone[0], foreign_BA[2]) and foreign_BA.unique().numel() > 4, "drawn by the row's key"
+    mixed = method.train()(batch).terms["mixture"].total.detach()
+    torch.testing.assert_close(mixed.double(), mixture_by_hand(method, batch, foreign_BA, 1e-5)[0].detach())
+    part.requires_grad_(False)
+    assert not method.mixture._corrupt(), "foreign neighbours are for lambda alone"
+
+
+def test_shuffled_neighbours_are_as_far_as_they_are():
+    """Each row mixes in what the row before it finds, with its own distances and its own lambda."""
+    backbone, batch = scratch(), batch_of(ROWS)
+    method = built(backbone, knn=datastore(backbone), weights={"mixture": 1}).eval()
+    stir(method.mixture.weight)
+    keys, values = stored(method)
+    texts = [[*row, *MARKERS.answer_prefix] for row in tokens_of(batch.prompt_BP)]
+    queries = [read_ffn(backbone.model, torch.tensor([ids]))[0, -1].double() for ids in texts]
+    wanted, misled = [], []
+    for row, query in enumerate(queries):
+        p_lm = backbone.model(torch.tensor([texts[row]])).logits[0, -1].double().softmax(-1)
+        for said_of, own in ((wanted, query), (misled, queries[row - 1])):
+            far, tokens = seen(own, keys, values, queries[row - 1])
+            share, shares = lambda_of(method.mixture.weight, own, far, tokens)
+            p = ((1 - share) * p_lm).index_add(0, tokens.long(), share * shares)
+            said_of.append(int(p.argmax()))
+    got = method.generate(batch.prompt_BP, max_new_tokens=1, control="shuffle").tokens
+    assert [row[-1] for row in got] == wanted != misled
 
 
 def test_budgets_hold_and_are_counted():

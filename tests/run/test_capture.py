@@ -172,7 +172,7 @@ def test_of_running_text_all_tokens_but_the_first_are_predicted(teacher):
         ({"keep": Keep(8)}, r"keep\.temperatures"),
         ({"dtype": "bfloat16"}, "dtype: 'float32' -> 'bfloat16'"),
         ({"rows_per_shard": 5}, "rows_per_shard: 10 -> 5"),
-        ({"more": ("train=20",)}, r"data\.rows: 33 -> 20.*data\.fingerprint"),
+        ({"more": ("data.train=20",)}, r"data\.rows: 33 -> 20.*data\.fingerprint"),
         ({"more": ("format.answer_prefix=A",)}, r"data\.format\.answer_prefix: '####' -> 'A'"),
         ({"recipe": "cot/gsm8k"}, "--recipe and --dataset both name the rows; drop one"),
         ({"stage": "main"}, "--stage main has no effect without --recipe"),

@@ -1,7 +1,9 @@
 """The doctor passes every stage of every shipped recipe: its own data and method, at a small width."""
 
 import json
+import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,9 @@ from quietreasoning.recipe import RECIPES, load_recipe
 from quietreasoning.train.doctor import examine
 from quietreasoning.train.settings import TrainConfig
 from quietreasoning.validation import validate
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "contract"))
+from contract_cases import datastore, store
 
 SMALL = {  # method -> what the small width asks for
     "compressor": {"d_compressed": 8, "widths": [2, 4]},
@@ -194,6 +199,9 @@ def test_a_stage_is_healthy(name, encoded, teacher):
     if stage["method"].get("int8"):  # what is frozen here was written by an earlier stage
         torch.nn.init.normal_(backbone.model.model.table.values)
     settings = stage["method"] | ({"teacher": teacher(len(read_with))} if listens(stage) else {})
+    if stage["method"]["name"] == "recall":  # its stores are those of tests/contract, of this very model
+        settings["episodic"] = settings["episodic"] | {"store": store(), "encoder": "rows"}
+        settings["knn"] = settings["knn"] | datastore(backbone)
     method = method_class(backbone, validate(method_class.Config, settings), encoder.markers())
     equip(method, batches.examples, encoder, task.scorer)
     train = validate(TrainConfig, stage["train"])

@@ -98,7 +98,9 @@ def knn(
         ..., "--dim", min=1, metavar="D", help="Width of the keys; 2304 of the 3b model."
     ),
     factory: str = typer.Option("IVF4096,PQ32", "--factory", help="What kind of index, as faiss writes it."),
-    nprobe: int = typer.Option(256, "--nprobe", min=1, metavar="N", help="Cells a search looks into."),
+    nprobe: int = typer.Option(
+        None, "--nprobe", min=1, metavar="N", help="Cells of IVF that a search looks into; default: 256."
+    ),
     json: str = JSON,
 ) -> None:
     """Build the index of a kNN-LM from keys and next tokens."""
@@ -108,10 +110,7 @@ def knn(
 
         done = make_knn(Path(keys), Path(values), Path(output), dim, factory, nprobe, show)
         if done["factory"] != done["asked"]:
-            typer.echo(
-                f"quiet: note: {done['entries']} keys cannot train {done['asked']}; built {done['factory']}",
-                err=True,
-            )
+            _note(f"{done['entries']} keys cannot train {done['asked']}; built {done['factory']}")
         return done
 
     _told(work, json)
@@ -120,10 +119,20 @@ def knn(
 @app.command("episodic")
 @guarded
 def episodic(
-    input: str = typer.Option(..., "--input", metavar="FILE.jsonl", help="Events, a row each."),
+    input: str = typer.Option(None, "--input", metavar="FILE.jsonl", help="Events, a row each."),
+    run: str = typer.Option(
+        None, "--run", metavar="RUN", help="In its place: what this run was trained on, as it reads it."
+    ),
+    text: str = typer.Option(
+        None, "--text", metavar="FILE", help="With --run: a text, cut where it surprises the run's model."
+    ),
+    surprise: str = typer.Option(None, "--surprise", help="Of --text: token (default) or bayes."),
+    cooldown: int = typer.Option(
+        None, "--cooldown", min=0, metavar="N", help="Of --text: tokens an event has at least; default: 64."
+    ),
     output: str = typer.Option(..., "--output", metavar="DIR", help="The store; what is there is renewed."),
     encoder: str = typer.Option(
-        ..., "--encoder", metavar="NAME", help="What made the vectors, such as NAME@REVISION:last."
+        None, "--encoder", metavar="NAME", help="What made the vectors, such as NAME@REVISION:last."
     ),
     vectors: str = typer.Option(
         None, "--vectors", metavar="FILE.npy", help="float32 (N, dim), a row each; default: in the rows."
@@ -134,20 +143,28 @@ def episodic(
     ttl_days: float = typer.Option(30.0, "--ttl-days", metavar="DAYS", help="After which events expire."),
     json: str = JSON,
 ) -> None:
-    """Write an episodic store from curated events."""
+    """Write an episodic store from curated events, the training rows of a run, or what surprises it."""
 
     def work(show: Any) -> dict[str, Any]:
-        from quietreasoning.indices.episodic import make_episodic
+        from quietreasoning.indices import episodic
+        from quietreasoning.memory.index_settings import CODE_BYTES
 
-        return make_episodic(
-            Path(input),
-            Path(output),
-            encoder,
-            vectors=None if vectors is None else Path(vectors),
-            backend=backend,
-            ttl_days=ttl_days,
-            show=show,
-        )
+        cut = {"kind": surprise, "cooldown": cooldown}
+        cut = {name: value for name, value in cut.items() if value is not None}
+        _refuse_apart(input, run, text, cut, encoder, vectors)
+        out, kept = Path(output), {"backend": backend, "ttl_days": ttl_days}
+        if text is not None:
+            done = episodic.make_episodic_of_text(run, Path(text), out, cut, **kept)
+        elif run is not None:
+            done = episodic.make_episodic_of_run(run, out, **kept, show=show)
+        else:
+            given = None if vectors is None else Path(vectors)
+            done = episodic.make_episodic(Path(input), out, encoder, vectors=given, **kept, show=show)
+        if "m" in done:
+            _note(f"codes of {CODE_BYTES} bytes do not fit width {done['dim']}; made with m={done['m']}")
+        if old := done.get("expired_on_arrival"):
+            _note(f"{old} of {done['events']} events had expired already; --ttl-days is {ttl_days:g}")
+        return done
 
     _told(work, json)
 
@@ -159,7 +176,7 @@ def verify_knn(
     queries: str = typer.Option(..., "--queries", metavar="FILE.npy", help="float32 (M, dim)."),
     k: int = typer.Option(10, "--k", min=1, help="Neighbours."),
     keys: str = typer.Option(
-        ..., "--keys", metavar="FILE.npy", help="The keys it was made of, for the exact search."
+        None, "--keys", metavar="FILE.npy", help="Where the keys it was made of are now; default: as then."
     ),
     candidates: int = typer.Option(
         8, "--candidates", min=1, metavar="N", help="Keys ranked exactly for each neighbour."
@@ -171,7 +188,11 @@ def verify_knn(
     def work(show: Any) -> dict[str, Any]:
         from quietreasoning.indices.knn import verify_knn
 
-        return verify_knn(Path(index), Path(queries), k, Path(keys), candidates, show)
+        held = None if keys is None else Path(keys)
+        done = verify_knn(Path(index), Path(queries), k, held, candidates, show)
+        if done["k"] < k:
+            _note(f"--k {k}: the index holds {done['entries']} keys, so k is {done['k']}")
+        return done
 
     _told(work, json)
 
@@ -207,6 +228,34 @@ def consolidate(
         return consolidate(run, Path(store), settings, questions=asked, show=show)
 
     return 0 if _told(work, json).get("accepted", True) else 1
+
+
+def _refuse_apart(
+    input: str | None,
+    run: str | None,
+    text: str | None,
+    cut: dict[str, Any],
+    encoder: str | None,
+    vectors: str | None,
+) -> None:
+    """UserError for flags of `episodic` that do not go together."""
+    from quietreasoning.config import UserError
+
+    if text is None and cut:
+        raise UserError("--surprise and --cooldown say where --text is cut; give it, or drop them")
+    if text is not None and run is None:
+        raise UserError(f"--text {text}: needs --run RUN, whose model reads it")
+    if (input is None) == (run is None):
+        raise UserError("quiet index episodic takes its events from --input or from --run; give one")
+    if input is not None and encoder is None:
+        raise UserError("--input needs --encoder NAME, what made the vectors")
+    for name, value in (("encoder", encoder), ("vectors", vectors)):
+        if run is not None and value is not None:
+            raise UserError(f"--{name} {value}: the run itself makes the vectors; drop it")
+
+
+def _note(text: str) -> None:
+    typer.echo(f"quiet: note: {text}", err=True)
 
 
 def _told(work: Callable[[Any], dict[str, Any]], json: str | None) -> dict[str, Any]:

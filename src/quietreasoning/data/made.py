@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from quietreasoning.config import UserError
+from quietreasoning.disk import make_folder
 from quietreasoning.layers import diff
 
 TEMPORARY = ".tmp-"
@@ -49,7 +50,7 @@ class Made:
         settings = json.loads(json.dumps(settings))
         path = folder / self.file
         if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             if any(folder.glob("shard-*")):
                 raise UserError(
                     f"{folder} holds shards without {self.file}. Put it back, or give another --out."
@@ -85,7 +86,7 @@ class Made:
 
         UserError where another process writes as the same rank. The lock is the process's: it dies with it.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with (folder / f".lock-r{rank}of{ranks}").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

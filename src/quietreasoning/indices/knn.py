@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from quietreasoning.config import UserError
 from quietreasoning.data.config import build_task
 from quietreasoning.data.load import load_split
 from quietreasoning.data.teacher_cache.header import check_teacher, tokenizer_facts
-from quietreasoning.memory.arrays import open_keys, open_values
+from quietreasoning.memory.arrays import VALUES, Rows, open_keys, open_values
 from quietreasoning.memory.datastore import Size, Source, build_datastore, source_in
 from quietreasoning.memory.knn_index import (
     CANDIDATES,
@@ -27,6 +28,8 @@ from quietreasoning.memory.knn_index import (
     KNNIndex,
     Show,
     build,
+    cells_of,
+    comparable,
     exact,
     fitting,
     make,
@@ -35,8 +38,8 @@ from quietreasoning.memory.knn_index import (
     recall,
     search_exactly,
 )
-from quietreasoning.memory.knn_lm import values_of
-from quietreasoning.memory.sidecar import replacing, seal
+from quietreasoning.memory.knn_lm import own_values, values_of
+from quietreasoning.memory.sidecar import hash_of, replacing, seal
 
 _LAID_OUT = 256  # rows at once
 
@@ -65,12 +68,19 @@ def make_knn(
     output: Path,
     dim: int,
     factory: str = FACTORY,
-    nprobe: int = NPROBE,
+    nprobe: int | None = None,
     show: Show = quiet,
 ) -> dict[str, Any]:
     """An index of keys, its values beside it. Where the keys are too few for the factory, a smaller one is
-    taken, and the result says so."""
-    make(factory, dim)  # or refused before any work
+    taken, and the result says so.
+
+    What stood at `output` stays until all of the new is there. A kill between its pieces leaves what the next
+    reader refuses, since the index vouches for its values.
+    """
+    _refuse(keys, values, output)
+    asked = make(factory, dim)  # or refused before any work
+    if nprobe is not None and not cells_of(asked):
+        raise UserError(f"--nprobe {nprobe}: {factory} has no cells to look into; drop it, or give IVF")
     if keys.is_dir() != values.is_dir() or (keys.is_dir() and keys.resolve() != values.resolve()):
         raise UserError(f"--values {values}: a datastore is one folder, given as --keys and as --values")
     source = _source(source_in(keys)) if keys.is_dir() else None
@@ -79,24 +89,17 @@ def make_knn(
     taken = fitting(factory, len(rows))
     beside = values_of(output)
     with replacing(beside) as temporary:
-        out = np.lib.format.open_memmap(temporary, "w+", np.int32, (len(tokens),))
-        for first, batch in tokens.batches(1 << 20):
-            if batch.min() < 0 or batch.max() > np.iinfo(np.int32).max:
-                raise UserError(
-                    f"--values {values}: ids go from {batch.min()} to {batch.max()}; give token ids"
-                )
-            out[first : first + len(batch)] = batch
-        out.flush()
-        del out
-    held = seal(beside, kind="knn-values", dim=1, metric="none", counts={"entries": len(tokens)})
-    about = {
-        "command": "quiet index knn",
-        "asked": factory,
-        "source": source,
-        "keys_sha256": rows.sha256(),
-        "values_sha256": held.sha256,
-    }
-    sidecar = build(rows, output, taken, nprobe=nprobe, made_by=about, show=show)
+        _write_values(tokens, values, temporary)
+        about = {
+            "command": "quiet index knn",
+            "asked": factory,
+            "source": source,
+            "keys": _place(keys, output),
+            "keys_sha256": rows.sha256(),
+            "values_sha256": hash_of(temporary),
+        }
+        sidecar = build(rows, output, taken, nprobe=nprobe or NPROBE, made_by=about, show=show)
+    held = seal(beside, kind=VALUES, dim=1, metric="none", counts={"entries": len(tokens)})
     return {
         "index": str(output),
         "values": str(beside),
@@ -110,17 +113,64 @@ def make_knn(
     }
 
 
+def _refuse(keys: Path, values: Path, output: Path) -> None:
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder; name a file, such as {output / 'knn.index'}")
+    for flag, path in (("--keys", keys), ("--values", values)):
+        if path.resolve() == output.resolve():
+            raise UserError(f"--output {output} would replace the file of {flag}; name another")
+
+
+def _write_values(tokens: Rows, values: Path, path: Path) -> None:
+    out = np.lib.format.open_memmap(path, "w+", np.int32, (len(tokens),))
+    for first, batch in tokens.batches(1 << 20):
+        if batch.min() < 0 or batch.max() > np.iinfo(np.int32).max:
+            raise UserError(f"--values {values}: ids go from {batch.min()} to {batch.max()}; give token ids")
+        out[first : first + len(batch)] = batch
+    out.flush()
+
+
+def _place(keys: Path, output: Path) -> str:
+    """Where keys lie, seen from their index; in full where they were named so and do not lie beneath it."""
+    folder, path = output.parent.resolve(), keys.resolve()
+    if keys.is_absolute() and not path.is_relative_to(folder):
+        return str(path)
+    return os.path.relpath(path, folder)
+
+
+def _keys_of(index: KNNIndex, path: Path) -> Path:
+    """Where the keys of the index at `path` lay when it was made; UserError where nothing is there."""
+    place = index.sidecar.made_by.get("keys")
+    if not isinstance(place, str):
+        raise UserError(f"{path} does not say what keys it was made of. Name them: --keys FILE.npy")
+    keys = path.parent.resolve() / place
+    if not (keys.is_file() or keys.is_dir()):
+        raise UserError(f"{path} was made of {keys}, which is gone. Say where it is now: --keys FILE.npy")
+    return keys
+
+
 def verify_knn(
-    index: Path, queries: Path, k: int, keys: Path, candidates: int = CANDIDATES, show: Show = quiet
+    index: Path,
+    queries: Path,
+    k: int,
+    keys: Path | None = None,
+    candidates: int = CANDIDATES,
+    show: Show = quiet,
 ) -> dict[str, Any]:
     """recall@k against an exact search of the keys that the index was made of, from the codes alone and with
-    `candidates` for each neighbour ranked by the keys; milliseconds of both, a query at a time."""
+    `candidates` for each neighbour ranked by the keys; milliseconds of both, a query at a time.
+
+    keys: where they are now; None: where they were. k is at most the number of keys.
+    """
     opened = KNNIndex.open(index)
-    rows = own_keys(opened, keys, str(index))
+    own_values(opened, index)
+    rows = own_keys(opened, keys or _keys_of(opened, index), str(index))
     asked = open_keys(queries, "--queries", opened.dim)
     queries_MD = asked.take(np.arange(len(asked)))
-    if not np.isfinite(queries_MD).all():
-        raise UserError(f"--queries {queries}: some numbers are not finite; leave those queries out")
+    if not comparable(queries_MD).all():
+        raise UserError(
+            f"--queries {queries}: some numbers are not finite, or too large to square; leave those out"
+        )
     most = min(k, len(opened))
     ways = {
         "": lambda query_1D: opened.search(query_1D, most),
@@ -134,7 +184,7 @@ def verify_knn(
         "index": str(index),
         "entries": len(opened),
         "queries": len(queries_MD),
-        "k": k,
+        "k": most,
         **{f"{name}recall": share for name, share in shares.items()},
         **{f"{name}ms": round(statistics.median(one.ms for one in some), 3) for name, some in found.items()},
         "candidates": candidates,

@@ -67,7 +67,8 @@ def open_keys(path: Path, flag: str, dim: int | None = None) -> Rows:
     if len({part.shape[1] for part in rows.parts}) > 1 or (dim is not None and rows.dim != dim):
         widths = sorted({part.shape[1] for part in rows.parts})
         raise UserError(
-            f"{flag} {path}: vectors have dim {widths}, and --dim is {dim}. Give the one they have."
+            f"{flag} {path}: vectors have dim {widths}, and {'one' if dim is None else dim} is needed. Give "
+            "vectors of that dim, or the dim of these."
         )
     return rows
 

@@ -26,6 +26,7 @@ from types import TracebackType
 import numpy as np
 
 from quietreasoning.config import UserError
+from quietreasoning.memory.backends import make_index
 from quietreasoning.memory.episodic_index import CachedIndex
 from quietreasoning.memory.episodic_settings import EpisodicSettings
 from quietreasoning.memory.journal import Entry, Journal
@@ -79,6 +80,8 @@ class EpisodicStore:
                 f"{path} is missing beside an index of it, and no index can replace it. Put it back, or "
                 f"remove {self.folder} to begin anew"
             )
+        if not path.exists():  # refused before a journal is bound to this encoder
+            make_index(self.settings.backend, dim, self.settings.index)
         self._lock = threading.RLock()
         self._hits: Counter[int] = Counter()
         self.journal = Journal(path, dim=dim, encoder=encoder)

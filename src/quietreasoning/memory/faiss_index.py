@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 
 from quietreasoning.config import Settings, UserError
-from quietreasoning.memory.index_settings import CODE_CENTRES, FlatSettings, IvfPqSettings
+from quietreasoning.memory.index_settings import CODE_CENTRES, FlatSettings, IvfPqSettings, codes_of
 from quietreasoning.memory.vectors import METRIC, as_ids, as_vectors, nothing, padded
 
 BATCH = 1 << 16  # vectors added at a time
@@ -97,9 +97,9 @@ class FaissIvfPq(_Faiss):
 
     def _new(self) -> Any:
         if self.dim % self.settings.m:
-            fits = max(m for m in range(1, self.settings.m) if self.dim % m == 0)
             raise UserError(
-                f"m={self.settings.m} does not divide the vectors' width {self.dim}. Give m={fits}"
+                f"m={self.settings.m} does not divide the vectors' width {self.dim}. Give "
+                f"m={codes_of(self.dim, self.settings.m)}"
             )
         coarse = faiss.IndexFlatIP(self.dim)
         lists = faiss.IndexIVFPQ(

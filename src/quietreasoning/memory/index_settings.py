@@ -12,6 +12,12 @@ from quietreasoning.config import Settings
 CODE_CENTRES = 256  # of a code of one byte; it cannot be learnt from fewer vectors
 PROBES = 128  # of 4096 lists they hold .975 of the ten nearest of a million in small topics, 16 hold .94
 FEW_LISTS, GROWTH = 256, 4  # lists of a growing store's first index; times as many in the next
+CODE_BYTES = 32  # of a vector's code, where its width allows them
+
+
+def codes_of(dim: int, most: int = CODE_BYTES) -> int:
+    """Bytes of a code for vectors of this width: as many as divide it, at most so many."""
+    return max(m for m in range(1, most + 1) if dim % m == 0)
 
 
 class IndexSettings(Settings):
@@ -36,7 +42,7 @@ class IvfPqSettings(IndexSettings):
 
     nlist: int = Field(4096, ge=1)
     """Lists of a store that is large enough for them; before, a quarter or a sixteenth as many."""
-    m: int = Field(32, ge=1)
+    m: int = Field(CODE_BYTES, ge=1)
     """Bytes of a vector's code; must divide its width."""
     nprobe: int = Field(PROBES, ge=1)
     """Lists a query looks into; where there are fewer lists and it is not set, all of them."""

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from quietreasoning.config import UserError
+from quietreasoning.disk import make_folder
 
 FORMAT = 1
 APPLICATION = 0x51524550  # written into SQLite's header: a journal of ours and no other database
@@ -69,7 +70,7 @@ class Journal:
 
     def __init__(self, path: Path, *, dim: int, encoder: str):
         self.path, self.dim, self.encoder = path, dim, encoder
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with self._told():
             self._db = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
         try:
@@ -99,9 +100,10 @@ class Journal:
             meta = dict(self._db.execute("SELECT key, value FROM meta"))
         for key, wanted in {"encoder": self.encoder, "dim": str(self.dim)}.items():
             if meta.get(key) != wanted:
+                held = "holds events of" if len(self) else "is empty and was made for"
                 raise UserError(
-                    f"{self.path} holds events of {key}={meta.get(key)}, and {key}={wanted} is asked for: "
-                    "such vectors cannot be compared. Give another folder, or the model that filled this one"
+                    f"{self.path} {held} {key}={meta.get(key)}, and {key}={wanted} is asked for: such "
+                    "vectors cannot be compared. Give another folder, or the model that this one is of"
                 )
         return meta["store"]
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from quietreasoning.config import UserError
 from quietreasoning.memory.arrays import Rows, open_keys
+from quietreasoning.memory.index_settings import codes_of
 from quietreasoning.memory.sidecar import Sidecar, check, replacing, seal
 
 KIND = "knn-index"
@@ -65,8 +66,8 @@ def make(factory: str, dim: int) -> faiss.Index:
         index = None
     if index is None or not set(_types(index)) <= set(_TYPES):
         raise UserError(
-            f"--factory {factory}: makes no index of vectors of dim {dim}. Give one such as {FACTORY}, "
-            "IVF256,Flat, HNSW32 or Flat; the number behind PQ must divide the dim."
+            f"--factory {factory}: makes no index of vectors of dim {dim}. Give one such as "
+            f"IVF4096,PQ{codes_of(dim)}, IVF256,Flat, HNSW32 or Flat; the number behind PQ must divide dim."
         )
     inner = faiss.downcast_index(faiss.try_extract_index_ivf(index) or index)
     if hasattr(inner, "do_polysemous_training"):
@@ -85,22 +86,18 @@ def build(
 ) -> Sidecar:
     """Train an index on a sample of the keys, add all in batches, write it; its sidecar.
 
-    A key's id is its row. UserError for keys that are not finite, and as `make` has it.
+    A key's id is its row. UserError for keys that cannot be compared, and as `make` has it.
     """
     index = make(factory, keys.dim)
     if not index.is_trained:
-        sample = _sample(keys, index)
+        ids_S = _sample(keys, index)
+        sample = _checked(keys.take(ids_S), ids_S)
         show("training", 0, len(sample))
         index.train(sample)
         show("training", len(sample), len(sample))
         del sample
     for first, batch in keys.batches(ADDED):
-        if not np.isfinite(batch).all():
-            row = first + int(np.flatnonzero(~np.isfinite(batch).all(1))[0])
-            raise UserError(
-                f"the key of row {row} holds what is no finite number; leave it out with its value"
-            )
-        index.add(batch)
+        index.add(_checked(batch, np.arange(first, first + len(batch))))
         show("adding", first + len(batch), len(keys))
     probes = _probe(index, nprobe)
     with replacing(path) as temporary:
@@ -168,7 +165,34 @@ def search_exactly(
 ) -> tuple[NDArray, NDArray]:
     """`search` for `candidates` times k keys, the best k of them by the keys as they were."""
     _, ids_MC = index.search(queries_MD, min(candidates * k, len(index)))
-    far_MC = np.where(ids_MC >= 0, distances_to(keys, queries_MD, ids_MC), np.inf).astype(np.float32)
+    return _ranked(np.where(ids_MC >= 0, distances_to(keys, queries_MD, ids_MC), np.inf), ids_MC, k)
+
+
+def search_for_others(
+    index: KNNIndex,
+    keys: Rows | None,
+    queries_MD: NDArray[np.float32],
+    asked_MD: NDArray[np.float32],
+    k: int,
+    candidates: int,
+) -> tuple[NDArray, NDArray]:
+    """What the index finds for `asked`, at its squared distances to `queries`, nearest first.
+
+    keys: as for `search_exactly`; None: the index is asked alone, and distances are to the keys as it holds
+    them, quantised or not.
+    """
+    if keys is not None:
+        _, ids_MK = search_exactly(index, keys, asked_MD, k, candidates)
+        far_MK = distances_to(keys, queries_MD, ids_MK)
+    else:
+        _, ids_MK, held_MKD = index.index.search_and_reconstruct(np.ascontiguousarray(asked_MD), k)
+        gap_MKD = held_MKD.astype(np.float64) - queries_MD[:, None]
+        far_MK = np.einsum("mkd,mkd->mk", gap_MKD, gap_MKD)
+    return _ranked(np.where(ids_MK >= 0, far_MK, np.inf), ids_MK, k)
+
+
+def _ranked(far_MC: NDArray, ids_MC: NDArray[np.int64], k: int) -> tuple[NDArray, NDArray]:
+    far_MC = far_MC.astype(np.float32)
     order_MK = np.argsort(far_MC, 1, kind="stable")[:, :k]
     return np.take_along_axis(far_MC, order_MK, 1), np.take_along_axis(ids_MC, order_MK, 1)
 
@@ -205,14 +229,36 @@ def recall(
     }
 
 
-def _sample(keys: Rows, index: faiss.Index) -> NDArray[np.float32]:
-    cells = getattr(faiss.try_extract_index_ivf(index), "nlist", 0)
+def cells_of(index: faiss.Index) -> int:
+    """How many cells its keys lie in; 0 of an index that has none."""
+    return getattr(faiss.try_extract_index_ivf(index), "nlist", 0)
+
+
+def comparable(vectors_nD: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which vectors [n] lie at finite distances, in float32, from each other: over an infinite one, k-means
+    in faiss ends the process."""
+    reach = (np.finfo(np.float32).max / (4 * vectors_nD.shape[1])) ** 0.5
+    return (vectors_nD.min(1) >= -reach) & (vectors_nD.max(1) <= reach)
+
+
+def _checked(keys_nD: NDArray[np.float32], rows_n: NDArray[np.int64]) -> NDArray[np.float32]:
+    wrong_n = ~comparable(keys_nD)
+    if wrong_n.any():
+        finite = np.isfinite(keys_nD[wrong_n][0]).all()
+        what = "a number that is too large to square" if finite else "what is no finite number"
+        raise UserError(f"the key of row {rows_n[wrong_n][0]} holds {what}; leave it out with its value")
+    return keys_nD
+
+
+def _sample(keys: Rows, index: faiss.Index) -> NDArray[np.int64]:
+    """Rows, rising, that training reads."""
+    cells = cells_of(index)
     least = max(PER_CELL * cells, PER_CODE)
     size = max(min(_SAMPLE * cells, _SAMPLE_BYTES // (4 * keys.dim)), least)
     if size >= len(keys):
-        return keys.take(np.arange(len(keys)))
+        return np.arange(len(keys))
     drawn = np.random.Generator(np.random.Philox(0)).choice(len(keys), size, replace=False)
-    return keys.take(np.sort(drawn))
+    return np.sort(drawn)
 
 
 def _probe(index: faiss.Index, nprobe: int) -> int | None:

@@ -1,9 +1,10 @@
 """kNN-LM: the next-token distribution of a language model, mixed with what followed its nearest known states.
 
 "Generalization through Memorization" (arXiv 1911.00172, equations 2 and 3), with a weight of each token's
-own in [0, 0.5] and look-ups only where a rare entity is likely ("When Not to Trust Language Models", arXiv
-2212.10511, section 5, retrieves by popularity). The head of the model is where the mixture enters, so that
-whatever scores, samples or searches sees the same distribution; `KNNLogits` does the same for `generate`.
+own in [0, 0.5] that sees what was found (`knn_weight`), and look-ups only where a rare entity is likely
+("When Not to Trust Language Models", arXiv 2212.10511, section 5, retrieves by popularity). The head of the
+model is where the mixture enters, so that whatever scores, samples or searches sees the same distribution;
+`KNNLogits` does the same for `generate`.
 
 Shapes: B rows, T positions, K neighbours, D width, V vocabulary.
 """
@@ -18,15 +19,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from quietreasoning.config import Settings, UserError
-from quietreasoning.memory.arrays import Rows, bounds, open_values
+from quietreasoning.memory.arrays import VALUES, Rows, bounds, open_values
 from quietreasoning.memory.datastore import Source
-from quietreasoning.memory.knn_index import AGAIN, CANDIDATES, KNNIndex, own_keys, search_exactly
-from quietreasoning.memory.sidecar import hash_of
-
-MAX_LAMBDA = 0.5
+from quietreasoning.memory.knn_index import (
+    AGAIN,
+    CANDIDATES,
+    KNNIndex,
+    own_keys,
+    search_exactly,
+    search_for_others,
+)
+from quietreasoning.memory.knn_weight import MAX_LAMBDA, Evidence
+from quietreasoning.memory.sidecar import check, hash_of, sidecar_of
 
 
 class KNNSettings(Settings):
@@ -44,22 +51,19 @@ class KNNSettings(Settings):
     """Look-ups an answer may cost; its later tokens are the model's alone."""
 
 
-class Lambda(nn.Module):
-    """The weight of the neighbours, 0.5 sigmoid(w . h + b), a token: [..., D] -> [...]. It begins at 0.25."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.linear = nn.Linear(width, 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return MAX_LAMBDA * torch.sigmoid(self.linear(hidden.to(self.linear.weight.dtype)))[..., 0].float()
-
-
 def values_of(index: Path) -> Path:
     """Where the values of an index stand."""
     return index.with_name(f"{index.name}.values.npy")
+
+
+def own_values(index: KNNIndex, path: Path) -> Rows:
+    """The values that an index at `path` was made with; UserError where others stand beside it."""
+    beside = values_of(path)
+    if sidecar_of(beside).exists():
+        check(beside, kind=VALUES, again=AGAIN)
+    if not beside.is_file() or hash_of(beside) != index.sidecar.made_by.get("values_sha256"):
+        raise UserError(f"{beside} is missing, or was not made with {path}; {AGAIN}")
+    return open_values(beside, "values", len(index))
 
 
 def knn_log_probs(distances_BK: Tensor, tokens_BK: Tensor, temperature: float, vocabulary: int) -> Tensor:
@@ -100,15 +104,15 @@ class Counts:
 class KNNLM:
     """A datastore beside a model: which neighbours its states have, and the mixture with its logits.
 
-    weight: [n, D] -> [n] in [0, 0.5], such as `Lambda`. rare: [n, D] -> [n], the probability that a rare
-    entity comes next; without one every token counts as rare. Both read the query state.
+    weight: what n look-ups found -> [n] in [0, 0.5], such as `Lambda`. rare: [n, D] -> [n], by the query
+    state, the probability that a rare entity comes next; without one every token counts as rare.
     keys: as they were, on disk; with them `candidates` for each neighbour are ranked by exact distances.
     """
 
     index: KNNIndex
     values: NDArray[np.integer]
     source: Source
-    weight: Callable[[Tensor], Tensor]
+    weight: Callable[[Evidence], Tensor]
     rare: Callable[[Tensor], Tensor] | None = None
     settings: KNNSettings = field(default_factory=KNNSettings)
     keys: Rows | None = None
@@ -119,7 +123,7 @@ class KNNLM:
         cls,
         path: Path,
         source: Source,
-        weight: Callable[[Tensor], Tensor],
+        weight: Callable[[Evidence], Tensor],
         rare: Callable[[Tensor], Tensor] | None = None,
         settings: KNNSettings | None = None,
         keys: Path | None = None,
@@ -129,21 +133,22 @@ class KNNLM:
         UserError for damaged files, and for those of another model, tokenizer or layer.
         """
         index = KNNIndex.open(path, source.dim)
-        made_by = index.sidecar.made_by
-        source.check(made_by.get("source"), str(path))
-        beside = values_of(path)
-        values = open_values(beside, "values", len(index))
-        if made_by.get("values_sha256") != hash_of(beside):
-            raise UserError(f"{beside} was not made with {path}; {AGAIN}")
-        refuse_foreign(values, source.vocabulary, str(beside))
+        source.check(index.sidecar.made_by.get("source"), str(path))
+        values = own_values(index, path)
+        refuse_foreign(values, source.vocabulary, str(values_of(path)))
         rows = None if keys is None else own_keys(index, keys, str(path))
         return cls(index, values.parts[0], source, weight, rare, settings or KNNSettings(), rows)
 
-    def look_up(self, query_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared distances and next tokens [B, K], on the CPU; token -1 where nothing was found."""
-        queries = query_BD.detach().float().cpu().numpy()
-        k = min(self.settings.neighbours, len(self.index))
-        if self.keys is None:
+    def look_up(self, query_BD: Tensor, asked_BD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Squared distances to the queries and next tokens [B, K], on the CPU; -1 where nothing was found.
+
+        asked: states that are looked up in the place of the queries, to which these neighbours are foreign.
+        """
+        k, queries = min(self.settings.neighbours, len(self.index)), _array(query_BD)
+        if asked_BD is not None:
+            asked, candidates = _array(asked_BD), self.settings.candidates
+            distances, ids = search_for_others(self.index, self.keys, queries, asked, k, candidates)
+        elif self.keys is None:
             distances, ids = self.index.search(queries, k)
         else:
             distances, ids = search_exactly(self.index, self.keys, queries, k, self.settings.candidates)
@@ -152,24 +157,46 @@ class KNNLM:
         self.counts.neighbours += int((ids >= 0).sum())
         return torch.from_numpy(distances), torch.from_numpy(tokens)
 
+    def evidence(
+        self, query_BD: Tensor, vocabulary: int, asked_BD: Tensor | None = None, own: float | None = None
+    ) -> Evidence:
+        """What look-ups find, on the queries' device. own: share of a query's squared length; a key that is
+        no farther does not count as found."""
+        distances_BK, tokens_BK = (found.to(query_BD.device) for found in self.look_up(query_BD, asked_BD))
+        if own is not None:
+            size_B1 = query_BD.float().pow(2).sum(1, keepdim=True)
+            tokens_BK = tokens_BK.masked_fill(distances_BK <= own * size_B1, -1)
+        log_knn_BV = knn_log_probs(distances_BK, tokens_BK, self.settings.temperature, vocabulary)
+        return Evidence(query_BD, distances_BK, tokens_BK, log_knn_BV)
+
+    def share(self, evidence: Evidence) -> Tensor:
+        """lambda [B] of what was found; 0 where that is nothing."""
+        return self.weight(evidence).clamp(0, MAX_LAMBDA).float() * evidence.some_B
+
     @torch.no_grad()
-    def mixed(self, logits_BV: Tensor, query_BD: Tensor, spent: list[int], asks: Sequence[bool]) -> Tensor:
+    def mixed(
+        self,
+        logits_BV: Tensor,
+        query_BD: Tensor,
+        spent: list[int],
+        asks: Sequence[bool],
+        asked_BD: Tensor | None = None,
+    ) -> Tensor:
         """Logits where nothing is looked up, bit for bit; elsewhere the log-probabilities of the mixture.
 
         spent: look-ups that each row's answer has cost, which is counted on here. asks: rows that are still
-        writing.
+        writing. asked: as of `look_up`.
         """
         rows = [row for row in self._rare(query_BD, asks) if self._afford(spent, row)]
         if not rows:
             return logits_BV
-        query_bD = query_BD[rows]
-        weight_b = self.weight(query_bD).clamp(0, MAX_LAMBDA).to(logits_BV.device)
-        distances_bK, tokens_bK = (found.to(logits_BV.device) for found in self.look_up(query_bD))
-        weight_b = weight_b.float() * (tokens_bK >= 0).any(1)
-        log_knn_bV = knn_log_probs(distances_bK, tokens_bK, self.settings.temperature, logits_BV.shape[1])
-        mixed_bV = mix(logits_BV[rows].float().log_softmax(-1), log_knn_bV, weight_b[:, None])
+        asked_bD = None if asked_BD is None else asked_BD[rows]
+        evidence = self.evidence(query_BD[rows], logits_BV.shape[1], asked_bD)
+        weight_b1 = self.share(evidence)[:, None].to(logits_BV.device)
+        log_lm_bV = logits_BV[rows].float().log_softmax(-1)
+        mixed_bV = mix(log_lm_bV, evidence.log_knn_BV.to(logits_BV.device), weight_b1)
         out_BV = logits_BV.clone()
-        out_BV[rows] = torch.where(weight_b[:, None] > 0, mixed_bV.to(out_BV.dtype), out_BV[rows])
+        out_BV[rows] = torch.where(weight_b1 > 0, mixed_bV.to(out_BV.dtype), out_BV[rows])
         return out_BV
 
     def _rare(self, query_BD: Tensor, asks: Sequence[bool]) -> list[int]:
@@ -187,6 +214,10 @@ class KNNLM:
             return False
         spent[row] += 1
         return True
+
+
+def _array(states_BD: Tensor) -> NDArray[np.float32]:
+    return states_BD.detach().float().cpu().numpy()
 
 
 def refuse_foreign(values: Rows, vocabulary: int, where: str) -> None:

@@ -18,6 +18,8 @@ SETTINGS = "episodic.json"  # how a store was meant to be opened
 def say_how_made(folder: Path, *, encoder: str, dim: int, settings: EpisodicSettings) -> dict[str, Any]:
     """Write beside a store what `open_made` needs; that."""
     about = {"encoder": encoder, "dim": dim, "backend": settings.backend, "ttl_days": settings.ttl_days}
+    about["dedupe_cosine"] = settings.dedupe_cosine
+    about["index"] = settings.index.model_dump(mode="json", exclude_defaults=True)
     with replacing(folder / SETTINGS) as temporary:
         temporary.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return about
@@ -29,9 +31,16 @@ def open_made(folder: Path, **wanted: Any) -> EpisodicStore:
     wanted: `encoder` and `dim` of whoever asks; UserError where the store has others.
     """
     path = folder / SETTINGS
+    if not path.exists():
+        raise UserError(
+            f"{folder}: there is no store here that a command made. Make it with quiet index episodic "
+            f"--output {folder} --run RUN, or --input FILE.jsonl"
+        )
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        settings = EpisodicSettings(backend=about["backend"], ttl_days=about["ttl_days"])
+        index = about.get("index", {})  # absent: as it was before widths had codes of their own
+        kept = {name: about[name] for name in ("backend", "ttl_days", "dedupe_cosine") if name in about}
+        settings = EpisodicSettings(**kept, index=index)
         dim, encoder = int(about["dim"]), str(about["encoder"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -45,6 +54,6 @@ def _refuse_others(folder: Path, said: Mapping[str, Any], wanted: Mapping[str, A
     for name, value in wanted.items():
         if said[name] != value:
             raise UserError(
-                f"{folder} holds events of {name}={said[name]}, and {name}={value} is asked for: such "
+                f"{folder} was made for {name}={said[name]}, and {name}={value} is asked for: such "
                 "vectors cannot be compared. Make the store anew with this model, or name the one it has"
             )

@@ -4,8 +4,8 @@
     knn.index.json   its sidecar: kind, format, SHA-256, bytes, dim, metric, counts, what made it
 
 faiss reads a file with flipped bytes, or with absurd counts in its header, without a word, so nothing is
-given to it that its sidecar does not vouch for. The sidecar names no path that is ever opened. A hash keeps
-out damage and mix-ups, not someone who writes both files.
+given to it that its sidecar does not vouch for. The one path that a sidecar names, of the keys of an index,
+is read by what checks an index. A hash keeps out damage and mix-ups, not someone who writes both files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from quietreasoning.config import UserError
-from quietreasoning.disk import sync
+from quietreasoning.disk import make_folder, sync
 
 FORMAT = 1
 MAX_BYTES = 1 << 16  # of a sidecar
@@ -64,8 +64,8 @@ def replacing(path: Path) -> Iterator[Path]:
     One writer at a time: whoever may have company takes a lock first. UserError where the disk refuses.
     """
     temporary = path.with_name(f".tmp-{path.name}")
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         sync(temporary)
         temporary.replace(path)

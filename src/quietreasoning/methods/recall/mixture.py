@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from quietreasoning.backbone import Backbone
 from quietreasoning.contract import IGNORE, Batch
-from quietreasoning.memory.knn_lm import Lambda, mix
+from quietreasoning.memory.knn_lm import mix
+from quietreasoning.memory.knn_weight import Lambda
 from quietreasoning.methods.recall.neighbours import Datastore
 from quietreasoning.methods.recall.settings import Neighbours
 
@@ -45,25 +46,30 @@ class Mixture(nn.Module):
         """Answer tokens [B, A] by which lambda learns: within the budget, of rows not known as popular."""
         return self.within(batch) & (batch.rare_B != 0)[:, None]
 
+    def _corrupt(self) -> float:
+        learns = self.training and self.weight.query.weight.requires_grad
+        return self.settings.corrupt if learns else 0.0
+
     def loss(
         self, query_ND: Tensor, logits_NV: Tensor, batch: Batch, fires_B: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """- log p of the answer tokens under the mixture, summed where lambda learns; the log-probabilities
         [N, V] that an answer is written from; the look-ups which that costs. The model's share is taken as it
-        is: lambda alone learns."""
+        is: lambda alone learns. In training no row finds itself, and while lambda learns some have foreign
+        neighbours."""
         counted_BA = batch.answer_BA != IGNORE
         labels_N, learns_N = batch.answer_BA[counted_BA], self.learns(batch)[counted_BA]
         fires_N = (self.within(batch) & fires_B[:, None])[counted_BA]
         asked_N = learns_N | fires_N
         written_NV = logits_NV.detach().float().log_softmax(-1)
         if not asked_N.any():
-            return 0.0 * self.weight.linear.bias.sum(), written_NV, fires_N.sum()
-        query_nD, log_lm_nV = query_ND[asked_N], written_NV[asked_N]
-        log_knn_nV, found_n = self.datastore.log_probs(
-            query_nD, logits_NV.shape[-1], without_own=self.training
+            return 0.0 * self.weight.query.bias.sum(), written_NV, fires_N.sum()
+        log_lm_nV, at_n1 = written_NV[asked_N], labels_N[asked_N, None]
+        foreign_n = self.datastore.foreign(batch, self._corrupt())[counted_BA][asked_N]
+        evidence = self.datastore.evidence(
+            query_ND[asked_N], logits_NV.shape[-1], foreign_n, without_own=self.training
         )
-        weight_n = self.weight(query_nD) * found_n
-        at_n1 = labels_N[asked_N, None]
+        weight_n, log_knn_nV = self.datastore.knn.share(evidence), evidence.log_knn_BV
         log_p_n = mix(log_lm_nV.gather(1, at_n1)[:, 0], log_knn_nV.gather(1, at_n1)[:, 0], weight_n)
         with torch.no_grad():
             written_NV[asked_N] = mix(log_lm_nV, log_knn_nV, (weight_n * fires_N[asked_N])[:, None])

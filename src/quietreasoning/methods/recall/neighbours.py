@@ -1,6 +1,6 @@
 """A kNN-LM datastore beside a method: its neighbours in training and in writing, and who asks for them.
 
-Shapes: B rows, T tokens, n queries, K neighbours, D width, V vocabulary.
+Shapes: B rows, T tokens, A answer tokens, n queries, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from quietreasoning.backbone import Backbone
 from quietreasoning.config import UserError
-from quietreasoning.contract import IGNORE
+from quietreasoning.contract import IGNORE, Batch
 from quietreasoning.memory.datastore import Source
 from quietreasoning.memory.ffn_input import joined, read_ffn, watch_ffn
 from quietreasoning.memory.knn_index import KNNIndex
-from quietreasoning.memory.knn_lm import KNNLM, KNNSettings, Lambda, knn_log_probs
+from quietreasoning.memory.knn_lm import KNNLM, KNNSettings
+from quietreasoning.memory.knn_weight import Evidence, Lambda
 from quietreasoning.methods.recall.events import model_sha256
 from quietreasoning.methods.recall.settings import Neighbours
 
@@ -49,15 +50,31 @@ class Datastore:
         keys = None if self.settings.keys is None else Path(self.settings.keys)
         return KNNLM.open(path, source, self._weight, settings=settings, keys=keys)
 
-    def log_probs(self, query_nD: Tensor, vocabulary: int, *, without_own: bool) -> tuple[Tensor, Tensor]:
-        """log p_kNN [n, V], and which queries [n] have a neighbour. without_own: a text does not find itself,
-        nor another that says the same up to here."""
-        distances_nK, tokens_nK = (found.to(query_nD.device) for found in self.knn.look_up(query_nD))
-        if without_own:
-            size_n1 = query_nD.float().pow(2).sum(1, keepdim=True)
-            tokens_nK = tokens_nK.masked_fill(distances_nK <= OWN * size_n1, -1)
-        temperature = self.settings.temperature
-        return knn_log_probs(distances_nK, tokens_nK, temperature, vocabulary), (tokens_nK >= 0).any(1)
+    def foreign(self, batch: Batch, share: float) -> Tensor:
+        """Entries [B, A] that answer tokens ask by in the place of their own states; -1 where by their own.
+
+        The rows and the entries are drawn by the rows' keys; the first number that a key gives decides on
+        events (`events.drawn`), so that a row may have foreign ones of either kind alone.
+        """
+        foreign_BA = torch.full(batch.answer_BA.shape, -1)
+        draws = [torch.Generator().manual_seed(key) for key in batch.keys_B.tolist()] if share else []
+        for row, draw in enumerate(draws):
+            if torch.rand(2, generator=draw)[1] < share:
+                foreign_BA[row] = torch.randint(len(self.knn.index), foreign_BA[row].shape, generator=draw)
+        return foreign_BA.to(batch.answer_BA.device)
+
+    def evidence(
+        self, query_nD: Tensor, vocabulary: int, foreign_n: Tensor, *, without_own: bool
+    ) -> Evidence:
+        """What n look-ups find. foreign: as above. without_own: a text does not find itself, nor another that
+        says the same up to here."""
+        asked_nD, gone_n = None, foreign_n >= 0
+        if gone_n.any():
+            asked_nD = query_nD.float().clone()
+            asked_nD[gone_n] = torch.from_numpy(self.knn.keys.take(foreign_n[gone_n].cpu().numpy())).to(
+                asked_nD
+            )
+        return self.knn.evidence(query_nD, vocabulary, asked_nD, OWN if without_own else None)
 
 
 class Queries:

@@ -49,6 +49,9 @@ class Neighbours(KNNSettings):
     """Index that `quiet index knn` made of a datastore of this model."""
     keys: str | None = None
     """The datastore: with it candidates are ranked exactly, and a row can be kept from its own keys."""
+    corrupt: float = Field(0.2, ge=0, lt=1)
+    """Share of training rows that get the neighbours of stored states drawn at random, so that lambda learns
+    what far ones are worth."""
 
 
 class RecallWeights(Settings):

@@ -36,7 +36,8 @@ class Voice:
 class Lookups:
     """The look-ups of answers that are being written: who still may, and what they have cost.
 
-    rare_B: whose answer is looked up at all. shuffled: each row gets what the row before it retrieves.
+    rare_B: whose answer is looked up at all. shuffled: each row gets what the row before it retrieves, as far
+    from it as that is.
     """
 
     def __init__(
@@ -60,8 +61,7 @@ class Lookups:
         if not rows:
             self.queries.forget()
             return logits_BV
-        if self.shuffled:
-            rows = [(row - 1) % len(asks) for row in rows]
-        query_BD = self.queries.newest(self.ids_BT, rows)
-        query_BD = query_BD.roll(1, dims=0) if self.shuffled else query_BD
-        return self.datastore.knn.mixed(logits_BV, query_BD, self.spent, asks)
+        read = {*rows, *((row - 1) % len(asks) for row in rows)} if self.shuffled else rows
+        query_BD = self.queries.newest(self.ids_BT, sorted(read))
+        asked_BD = query_BD.roll(1, dims=0) if self.shuffled else None
+        return self.datastore.knn.mixed(logits_BV, query_BD, self.spent, asks, asked_BD)

@@ -23,7 +23,10 @@ from quietreasoning.evaluate.table import (
 )
 from quietreasoning.report import charts, findings
 from quietreasoning.report import html as h
+from quietreasoning.report.caches import caches_table
+from quietreasoning.report.groups import groups_part
 from quietreasoning.report.identity import runs_section
+from quietreasoning.report.leaks import leakage_not_shown, leakage_shown, leakage_table
 from quietreasoning.report.runs import Run, merge, read_run
 from quietreasoning.report.style import CSS
 from quietreasoning.report.training import training_section
@@ -94,6 +97,7 @@ def task_section(
     anchor: str, task: str, split: str, reports: Sequence[Report], runs: Sequence[Run], hint: bool = True
 ) -> str:
     pooled = pool(row for found in reports for row in found.rows)
+    kept = [own for run in runs for own in run.reports if (own.task, own.split) == (task, split)]
     asked = next((run for run in runs if any(own.task == task for own in run.reports)), runs[0])
     command = f"quiet eval {asked.path}"
     if is_text(pooled):
@@ -112,6 +116,7 @@ def task_section(
             h.absent("All problems need the same number of steps."),
             hint,
         ),
+        *groups_part(pooled),
         *figure_or_hint(
             "Depth turning into reasoning steps",
             h.figure(charts.depth_into_steps(pooled), DEPTH),
@@ -121,6 +126,8 @@ def task_section(
         "<h3>Controls</h3>",
         h.figure(charts.controls(pooled), CONTROLS)
         or h.absent("No controls were evaluated.", f"{command} --controls zero,shuffle,filler"),
+        *figure_or_hint("Key/value caches", caches_table(kept, pooled), "", hint=False),
+        *figure_or_hint("Leakage", leakage_table(pooled), "", hint=False),
         "<h3>Paired comparisons</h3>",
         comparisons_table(reports)
         or h.absent("Fewer than two arms were evaluated.", f"{command} 'eval.baselines=[RUN]'"),
@@ -175,9 +182,10 @@ CONTROLS = (
 
 
 def box(reports: Sequence[Report], pooled: Sequence[Row]) -> str:
-    shown = findings.shown(reports, pooled)
+    shown = [*findings.shown(reports, pooled), *leakage_shown(pooled)]
+    not_shown = [*leakage_not_shown(pooled), *findings.not_shown(reports, pooled)]
     parts = ["<h3>What is shown</h3>", h.bullets(shown)] if shown else []
-    parts += ["<h3>What is not</h3>", h.bullets(findings.not_shown(reports, pooled))]
+    parts += ["<h3>What is not</h3>", h.bullets(not_shown)]
     return f'<div class="box">{"".join(parts)}</div>'
 
 
@@ -187,7 +195,7 @@ def results_table(pooled: Sequence[Row]) -> str:
     inner = {True: "faint", False: "own"}
     rows = []
     for row in pooled:
-        nested = row["control"] is not None or row["effort"] is not None
+        nested = row["control"] is not None or row["effort"] is not None or row.get("cache") is not None
         cells = [
             h.esc(label(row).strip()),
             h.interval_bar(row, direct),

@@ -114,7 +114,8 @@ def not_shown(reports: Sequence[Report], pooled: Sequence[Row]) -> list[str]:
         lines.append("No visible chain stands beside these figures, so no saving against it is shown.")
     controlled = {verdict["method"] for report in reports for verdict in report.verdicts}
     for row in pooled:
-        if row["kind"] == "quiet" and row["effort"] is None and row["method"] not in controlled:
+        alone = row["kind"] == "quiet" and row["effort"] is None and not row.get("cache")
+        if alone and row["method"] not in controlled:
             lines.append(
                 f"{row['method']}: no zeroed or shuffled control, so whether its thought matters is open."
             )

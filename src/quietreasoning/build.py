@@ -113,7 +113,10 @@ class Builder:
                 replaced=opened,
                 starts=new_rows(self.tokenizer),
             )
-        other = open_run(self.config.init)
+        try:
+            other = open_run(self.config.init)
+        except UserError as error:
+            raise UserError(f"init={self.config.init}: {error}") from None
         differences = diff(other.config.backbone.model_dump(), self.config.backbone.model_dump())
         if differences:
             raise UserError(f"init={self.config.init} holds another backbone: {'; '.join(differences)}")
@@ -231,10 +234,19 @@ def open_checkpoint(folder: Path, chosen: Path, config: RunConfig) -> Loaded:
     return Loaded(folder, chosen, config, method, encoder, builder)
 
 
+def how_to_make(folder: Path) -> str:
+    """The command that leaves a run where a shipped recipe puts it, where that is the folder."""
+    names = {name.replace("/", "-"): name for name in RECIPES}
+    name, _, seed = folder.name.rpartition("-")
+    if folder.parent != Path("runs") or folder.exists() or name not in names:
+        return "Give a folder quiet train wrote."
+    return f"Train it: quiet train {names[name]}{'' if seed == '0' else f' seed={seed}'}"
+
+
 def read_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """A run folder's settings under overrides."""
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} is no run folder: it has no config.yaml. Give a folder quiet train wrote.")
+        raise UserError(f"{folder} is no run folder: it has no config.yaml. {how_to_make(folder)}")
     try:
         layers = expand(load_recipe(str(folder / "config.yaml"), overrides))
         return validate(RunConfig, layers.values, layers.provenance)

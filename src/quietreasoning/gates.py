@@ -1,15 +1,17 @@
 """`quiet eval RUN --gate NAME`: a run passes or it does not.
 
-Here is what a gate measures of a model; statistics and verdicts are in `evaluate.theater` and
-`evaluate.baking`.
+Here is what a gate measures of a model; statistics and verdicts are in `evaluate.theater`, `evaluate.baking`
+and, of rules, `evaluate.rules.scorer`.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import hashlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -25,9 +27,13 @@ from quietreasoning.evaluate import baking, harness, theater
 from quietreasoning.evaluate.asking import answering
 from quietreasoning.evaluate.compare import compare
 from quietreasoning.evaluate.config import EvalConfig
-from quietreasoning.evaluate.controls import arms_of
-from quietreasoning.evaluate.judging import FAIL, OPEN, Judgement, Measured, Trial
-from quietreasoning.evaluate.rows import arm_name
+from quietreasoning.evaluate.controls import Arm, arms_of
+from quietreasoning.evaluate.judged import save, show
+from quietreasoning.evaluate.judging import Judgement, Trial
+from quietreasoning.evaluate.rows import Report, arm_name
+from quietreasoning.evaluate.rules.base import Context
+from quietreasoning.evaluate.rules.load import load_rules
+from quietreasoning.evaluate.rules.scorer import RuleScorer
 from quietreasoning.methods import METHODS
 from quietreasoning.methods.bake import Bake
 from quietreasoning.proof import Exam, Ticker, on_what_there_is
@@ -36,18 +42,24 @@ from quietreasoning.train.signals import StopFlag, Stopped
 ROWS = 8  # examined at a time: a row with all its thoughts is long
 
 
-def check_gate(name: str) -> None:
-    """UserError where there is no such gate."""
-    if name not in GATES:
-        raise UserError(f"--gate {name}: no such gate; choose one of {', '.join(GATES)}")
+def check_gate(name: str, rules: str | None = None) -> None:
+    """UserError where there is no such gate, and for a rule file that it lacks or has no use for."""
+    if name not in (*GATES, RULES):
+        raise UserError(f"--gate {name}: no such gate; choose one of {', '.join((*GATES, RULES))}")
+    if name != RULES and rules is not None:
+        raise UserError(f"--rules {rules} has no effect with --gate {name}; drop it, or give --gate {RULES}")
+    if name == RULES and rules is None:
+        raise UserError(f"--gate {RULES} needs the file of rules: give --rules FILE")
+    if rules is not None:
+        answer_scorer(rules)
 
 
-def hold(loaded: Loaded, name: str) -> Judgement:
+def hold(loaded: Loaded, name: str, rules: str | None = None) -> Judgement:
     """Put a run through a gate: table on the terminal, rows in RUN/eval/gate-NAME.json.
 
-    UserError where the gate does not apply; Stopped where a signal came.
+    rules: the file of gate `rules`. UserError where the gate does not apply; Stopped where a signal came.
     """
-    check_gate(name)
+    check_gate(name, rules)
     stop = StopFlag()
     config = on_what_there_is(loaded.config)
     if config.kv_cache is not None or config.kv_caches:
@@ -56,7 +68,10 @@ def hold(loaded: Loaded, name: str) -> Judgement:
             "null and {}"
         )
     with stop.listening():
-        trials = GATES[name](loaded, config, stop)
+        if rules is not None:
+            found = rules_gate(loaded, config, stop, rules)
+        else:
+            found = Judgement(name, tuple(GATES[name](loaded, config, stop)))
     about = {
         "run": str(loaded.folder),
         "checkpoint": loaded.checkpoint.name,
@@ -66,7 +81,7 @@ def hold(loaded: Loaded, name: str) -> Judgement:
         "seed": loaded.config.seed,
         "device": str(loaded.device),
     }
-    judgement = Judgement(name, tuple(trials), about)
+    judgement = replace(found, about=about | found.about)
     kept = loaded.folder / "eval" / f"gate-{name}.json"
     save(kept, judgement)
     show(judgement, kept)
@@ -137,17 +152,12 @@ def examine(loaded: Loaded, examples: Sequence[Example], stop: StopFlag) -> thea
 
 def under_controls(loaded: Loaded, config: EvalConfig, stop: StopFlag) -> dict[str, dict[str, Any]]:
     """Control -> the method compared with itself under it; empty where the task has no answers."""
-    method, data = loaded.method, loaded.config.stages[-1].data
-    if TASKS[data.task].text or not method.answers:
+    method = loaded.method
+    if not answers(loaded):
         return {}
-    quick = config.model_dump() | {"timing": 0, "samples": 0, "efforts": ()}
-    exam = Exam(data, EvalConfig.model_validate(quick), loaded.encoder, loaded.config.seed)
     label, controls = method.config.name, (*theater.CONTROLS, "noise")
     arms = arms_of(method, label, controls)
-    try:
-        report = exam.ask(arms, stop, progress=Ticker())
-    except harness.Stopped:
-        raise Stopped("stopped while evaluating; the same command asks all again") from None
+    report = ask(loaded, config, arms, stop)
     return {
         arm.control: compare(label, arm_name(label, arm.control, None), report.outcomes, config.seed)
         for arm in arms
@@ -193,12 +203,73 @@ def texts(loaded: Loaded, rows: Sequence[Sequence[int]]) -> list[str]:
     return [loaded.encoder.text(row, tags=True) for row in rows]
 
 
-# rows, file and table
+# rules
 
+
+def rules_gate(loaded: Loaded, config: EvalConfig, stop: StopFlag, rules: str) -> Judgement:
+    """How many answers to held-out rows a file of rules keeps, each judged with its prompt as context."""
+    if not answers(loaded):
+        raise UserError(
+            f"--gate {RULES}: task {loaded.config.stages[-1].data.task} with method "
+            f"{loaded.method.config.name} has no answers to judge; choose a task of questions with --task"
+        )
+    scorer = answer_scorer(rules)
+    for note in scorer.notes():
+        print(f"quiet: note: {note}", file=sys.stderr)
+    report = ask(loaded, config, [Arm(loaded.method, loaded.method.config.name)], stop, kept=sys.maxsize)
+    scores = [scorer.score(one["answer"], Context(prompt=one["prompt"])) for one in report.samples]
+    about = {
+        "rules": rules,
+        "rules_sha256": hashlib.sha256(Path(rules).read_bytes()).hexdigest(),
+        "threshold": scorer.threshold,
+        "mean_total": fmean(score.total for score in scores),
+        "answers": [
+            {"id": one["id"], "answer": one["answer"], "total": score.total, "kept": score.kept}
+            | {"broken": [outcome.rule for outcome in score.failed()]}
+            for one, score in zip(report.samples, scores, strict=True)
+        ],
+    }
+    found = scorer.gate(scores, name=RULES)
+    return replace(found, about=about | ({"about": found.about} if found.about else {}))
+
+
+def answer_scorer(rules: str) -> RuleScorer:
+    """UserError for a file that cannot be read, or that asks what no answer comes with."""
+    scorer = load_rules(rules)
+    blind = [rule.id for rule in scorer.rules if rule.beside and rule.id not in scorer.waived]
+    if blind:
+        raise UserError(
+            f"--rules {rules}: rule {blind[0]!r} is met by evidence or outcomes beside a text, and an answer "
+            "of a run comes with its prompt alone; waive the rule, or take it out"
+        )
+    return scorer
+
+
+# rows
+
+RULES = "rules"
+# beside RULES, which reads a file
 GATES: dict[str, Callable[[Loaded, EvalConfig, StopFlag], list[Trial]]] = {
     "theater": theater_gate,
     "baking": baking_gate,
 }
+
+
+def answers(loaded: Loaded) -> bool:
+    """Whether the run answers questions."""
+    return loaded.method.answers and not TASKS[loaded.config.stages[-1].data.task].text
+
+
+def ask(loaded: Loaded, config: EvalConfig, arms: list[Arm], stop: StopFlag, kept: int = 0) -> Report:
+    """The evaluation's questions, without a clock. kept: how many answers the report holds as text. Raises
+    train's Stopped where a signal came."""
+    quick = config.model_dump() | {"timing": 0, "samples": kept, "efforts": ()}
+    quick = EvalConfig.model_validate(quick)
+    exam = Exam(loaded.config.stages[-1].data, quick, loaded.encoder, loaded.config.seed)
+    try:
+        return exam.ask(arms, stop, progress=Ticker())
+    except harness.Stopped:
+        raise Stopped("stopped while evaluating; the same command asks all again") from None
 
 
 def held_out(loaded: Loaded, config: EvalConfig) -> Sequence[Example]:
@@ -216,55 +287,3 @@ def batches(
         stop.check()
         yield first, loaded.encoder.batch(examples[first : first + ROWS]).to(loaded.device)
         ticker(what, min(first + ROWS, len(examples)), len(examples))
-
-
-def save(path: Path, judgement: Judgement) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".tmp-{path.name}")
-    content = json.dumps(judgement.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-    draft.write_text(content, encoding="utf-8")
-    os.replace(draft, path)
-
-
-def show(judgement: Judgement, kept: Path) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    about = judgement.about
-    title = f"gate {judgement.gate}: {about['run']}, {about['task']} ({about['split']})"
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    made.add_column("test")
-    for heading in ("value [95 %]", "needs", "n"):
-        made.add_column(heading, justify="right", no_wrap=True)
-    made.add_column("verdict")
-    for trial in judgement.trials:
-        made.add_row(trial.name, "", "", "", trial.verdict, style="bold")
-        for figure in trial.figures:
-            sign = ">=" if figure.inclusive else ">"
-            needs = "" if figure.needs is None else f"{sign} {figure.needs:g}"
-            made.add_row(
-                f"  {figure.what}", written(figure.measured), needs, str(figure.n), figure.verdict or ""
-            )
-        made.add_section()
-    console = Console()
-    console.print(made)
-    for trial in judgement.trials:
-        notes = [f"{figure.what}: {figure.note}" for figure in trial.figures if figure.note]
-        for note in [*notes, *([trial.note] if trial.note else [])]:
-            console.print(f"{trial.name}: {note}", highlight=False)
-    console.print(summary(judgement), highlight=False)
-    console.print(f"rows: {kept}", highlight=False)
-
-
-def written(measured: Measured) -> str:
-    value, low, high = measured
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def summary(judgement: Judgement) -> str:
-    """`gate theater: fail (T2 ablation: fail).`"""
-    wrong = [f"{trial.name}: {trial.verdict}" for trial in judgement.trials if trial.verdict in (FAIL, OPEN)]
-    why = f" ({'; '.join(wrong)})" if wrong else ""
-    more = " A larger --n may settle it." if judgement.verdict == OPEN else ""
-    return f"gate {judgement.gate}: {judgement.verdict}{why}.{more}"

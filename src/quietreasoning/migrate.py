@@ -120,6 +120,8 @@ def check(source: Path, target: Path, wishes: Wishes) -> None:
         raise UserError(
             f"FOLDER={source}: no such folder; give one written by save_pretrained or quiet export"
         )
+    if (source / "config.yaml").is_file():
+        raise UserError(f"FOLDER={source}: is a run; quiet export {source} MODEL writes the folder to give")
     if not any((source / name).is_file() for name in _FILES):
         raise UserError(
             f"FOLDER={source}: has no tokenizer, so no row has a name; put its tokenizer.json beside the "

@@ -90,7 +90,7 @@ def plan_stage(builder: Builder, stage: StageConfig, stop: StopFlag, machine: Ma
     def make_batches():
         notes: list[str] = []
         batches = builder.batches(stage, method.backbone.context, notes, stop.check)
-        batches.prepare(check=stop.check)
+        batches.prepare(stage.train.steps or None, check=stop.check)  # 0 steps: notes tell of all
         equip(method, batches.examples, batches.encoder, build_task(stage.data).scorer)
         notes += coverage_note(batches)
         if machine.main:
@@ -261,12 +261,12 @@ def evaluate_run(run: str, overrides: Sequence[str] = ()) -> list[dict[str, Any]
     return prove(open_run(run, overrides))
 
 
-def gate_run(run: str, gate: str, overrides: Sequence[str] = ()) -> Judgement:
-    """Whether a run passes a gate; also written to RUN/eval/gate-NAME.json. UserError as above, and where the
-    gate does not apply."""
-    check_gate(gate)
+def gate_run(run: str, gate: str, overrides: Sequence[str] = (), rules: str | None = None) -> Judgement:
+    """Whether a run passes a gate; also written to RUN/eval/gate-NAME.json. rules: the file of gate `rules`.
+    UserError as above, and where the gate does not apply."""
+    check_gate(gate, rules)
     check_evaluation(overrides)
-    return hold(open_run(run, overrides), gate)
+    return hold(open_run(run, overrides), gate, rules)
 
 
 def check_evaluation(overrides: Sequence[str]) -> None:

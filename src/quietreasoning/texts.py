@@ -1,5 +1,5 @@
 """`quiet data texts`: what a teacher writes, as rows to learn from (sequence-level distillation, arXiv
-1606.07947; with `--keep right`, samples that are right).
+1606.07947; with `--keep right`, samples that are right), or as pairs to prefer by (`text_pairs`).
 
 What was written is kept in `FILE.jsonl.work`, a line for each sample, in a log that only grows; FILE.jsonl is
 chosen from it. So the same command goes on where it ended, also with another batch size, more prompts, more
@@ -35,12 +35,13 @@ from quietreasoning.evaluate.rules.base import Context
 from quietreasoning.evaluate.rules.load import load_rules
 from quietreasoning.evaluate.scorers import SCORERS
 from quietreasoning.scribe import CUT, MALFORMED, WHOLE, Draws, Line, Scribe
+from quietreasoning.text_pairs import PAIRS, paired
 from quietreasoning.train.signals import StopFlag
 
 AGAIN = "write anew with quiet data texts, to another --out"
 TEXTS = Made("log of a teacher's texts", "quiet data texts", "texts.json", 1, AGAIN)
 LOG = "samples.jsonl"
-KEEP = ("right", "all", "best")
+KEEP = ("right", "all", "best", PAIRS)
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,14 @@ def write_texts(request: Request) -> dict[str, Any]:
             figures |= {"out": str(request.out), "dropped": dropped}
             if not rows:
                 raise UserError(
-                    f"{request.out}: no row is left of {figures['samples']} samples ({told(figures)}). "
-                    "Look into the log beside it, draw more --samples, or give --keep all."
+                    f"{request.out}: no row is left of {told(figures)}. {cure(request, figures)}."
                 )
             head = {"made_by": "quiet data texts", **settings, **about, "choice": chosen_by(request)}
-            put(request.out, document(head | {"rows": len(rows)}, rows), 0, 1)
+            text = document(head | {"rows": len(rows)}, rows)
+            if request.keep == PAIRS:  # its readers know no header
+                first, _, text = text.partition("\n")
+                put(work / "pairs.json", f"{first}\n", 0, 1)
+            put(request.out, text, 0, 1)
             return figures
 
 
@@ -116,8 +120,13 @@ def check(request: Request) -> None:
             f"--samples {request.samples}: without a temperature all samples are the same. Give "
             "--temperature 0.7, or one sample."
         )
+    if request.keep == PAIRS and request.samples == 1:
+        raise UserError(
+            "--keep pairs holds samples of a prompt against each other: give --samples 4 --temperature 0.7"
+        )
     if request.out.suffix != ".jsonl":
-        raise UserError(f"--out {request.out}: must end in .jsonl, which task teacher-rows reads")
+        reader = "preferences" if request.keep == PAIRS else "teacher-rows"
+        raise UserError(f"--out {request.out}: must end in .jsonl, which task {reader} reads")
     if request.rules is not None:
         load_rules(request.rules)  # or refused before any work
 
@@ -192,6 +201,10 @@ def choose(
 ) -> tuple[list[Line], dict[str, Any]]:
     """The rows that are kept, in the order of the prompts, and how many fell out where."""
     rules = None if request.rules is None else load_rules(request.rules)
+    whole = {"prompts": len({item.problem.id for item in items}), "samples": len(items)}
+    if request.keep == PAIRS:
+        rows, counts = paired(items, lines, scorer, rules)
+        return rows, whole | counts | {"rows": len(rows)}
     right, worth = SCORERS[scorer], reward_of(scorer)
     counts = dict.fromkeys((WHOLE, CUT, MALFORMED, "right", "refused_by_rules", "twice"), 0)
     kept: dict[str, list[Line]] = {}
@@ -213,8 +226,7 @@ def choose(
     if request.keep == "best":  # max takes the first of equals
         kept = {id: [max(group, key=_quality)] for id, group in kept.items() if group}
     rows = [row for group in kept.values() for row in group]
-    prompts = len({item.problem.id for item in items})
-    return rows, {"prompts": prompts, "samples": len(items)} | counts | {"rows": len(rows)}
+    return rows, whole | counts | {"rows": len(rows)}
 
 
 def _quality(row: Line) -> float:
@@ -250,8 +262,22 @@ def document(head: dict[str, Any], rows: Sequence[Line]) -> str:
 
 
 def told(figures: dict[str, Any]) -> str:
-    names = (WHOLE, CUT, MALFORMED, "right", "refused_by_rules", "twice")
-    return ", ".join(f"{figures[name]} {name.replace('_', ' ')}" for name in names)
+    """`16 samples (4 whole, ...)`."""
+    inner = [name for name in figures if name not in ("prompts", "samples", "rows", "out", "dropped")]
+    parts = ", ".join(f"{figures[name]} {name.replace('_', ' ')}" for name in inner)
+    return f"{figures['samples']} samples ({parts})"
+
+
+def cure(request: Request, figures: dict[str, Any]) -> str:
+    """What may leave a row the next time."""
+    if figures[CUT] == figures["samples"]:
+        return "All were cut: allow more with --max-new-tokens, to another --out"
+    more = ["look into the log beside it", "draw more --samples"]
+    if figures.get("refused_by_rules"):
+        more.append("ease --rules")
+    if request.keep not in ("all", PAIRS):
+        more.append("give --keep all")
+    return f"{', '.join(more[:-1])}, or {more[-1]}".capitalize()
 
 
 def say(line: str) -> None:

@@ -51,6 +51,11 @@ def is_sequence(cls: type[Settings], name: str) -> bool:
     return any(get_origin(option) is tuple for option in options)
 
 
+def is_mapping(cls: type[Settings], name: str) -> bool:
+    """Whether field `name` holds settings by names of the user's own, as `eval.kv_caches` does."""
+    return get_origin(cls.model_fields[name].annotation) is dict
+
+
 def keys(cls: type[Settings], values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Every dotted key that fits `values`; the items of a sequence are named by their `name`."""
     for name in cls.model_fields:
@@ -62,6 +67,9 @@ def keys(cls: type[Settings], values: Mapping[str, Any], prefix: str = "") -> It
             for index, item in enumerate(value if isinstance(value, list | tuple) else ()):
                 if isinstance(item, Mapping):
                     yield from keys(inner, item, f"{prefix}{name}.{item.get('name', index)}.")
+        elif is_mapping(cls, name):
+            for own, item in value.items() if isinstance(value, Mapping) else ():
+                yield from keys(inner, item if isinstance(item, Mapping) else {}, f"{prefix}{name}.{own}.")
         else:
             yield from keys(inner, value if isinstance(value, Mapping) else {}, f"{prefix}{name}.")
 
@@ -134,7 +142,7 @@ def _explain(
     if STAGE_MARK not in source:  # written above the stages: name it as it was written
         key = re.sub(r"^stages\.[^.]+\." if source else r"^stages\.main\.", "", key)
     if first["type"] == "extra_forbidden":
-        meaning = f"no such setting. {_nearest(cls, values, key, owner)}"
+        meaning = f"no such setting. {_glued(key, value)}{_nearest(cls, values, key, owner)}"
     elif first["type"] == "missing" and isinstance(first["loc"][-1], int):
         meaning = f"needs at least {first['loc'][-1] + 1} values"
     elif first["type"] == "missing":
@@ -180,10 +188,15 @@ def _locate(
     parts: list[str] = []
     inner: type[Settings] | None = cls  # what `value` must fit
     owner, value = inner, values
+    named = False  # the next part is a name of the user's own
     for position, part in enumerate(loc):
         if isinstance(value, Mapping) and (part in value or position == len(loc) - 1):
             owner = inner
-            inner = nested(owner, str(part), value) if owner is not None else None
+            if named:
+                named = False
+            elif owner is not None:
+                inner = nested(owner, str(part), value)
+                named = inner is not None and is_mapping(owner, str(part))
             value = value.get(part)
             parts.append(str(part))
         elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
@@ -191,6 +204,12 @@ def _locate(
             parts.append(str(value.get("name", part)) if isinstance(value, Mapping) else str(part))
         # anything else is pydantic's own word for a member of a union
     return ".".join(parts), owner, value
+
+
+def _glued(key: str, value: Any) -> str:
+    """The cure for `{bits:8}`, which YAML reads as one word without a value."""
+    name, colon, given = key.rpartition(".")[2].partition(":")
+    return f"Write `{name}: {given}`, with a space. " if colon and value is None else ""
 
 
 def _nearest(cls: type[Settings], values: Mapping[str, Any], key: str, owner: type[Settings] | None) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from quietreasoning.backbone import BackboneConfig, LoraConfig, ScratchConfig, l
 from quietreasoning.config import UserError
 from quietreasoning.contract import Role
 from quietreasoning.data.tokenizers import load_tokenizer
+from quietreasoning.disk import MADE_BY
+from quietreasoning.recipe import RECIPES
 
 VOCAB = 40
 SMALL = {
@@ -142,10 +145,34 @@ def test_held_precision(saved):
 def test_a_folder_that_is_not_there(tmp_path):
     assert "nowhere: no such folder" in refusal(tmp_path / "nowhere")
     assert "runs/teacher: no such folder" in refusal(Path("runs/teacher"))  # which has the shape of a hub id
-    with pytest.raises(UserError, match="runs/teacher: there is no such folder"):
+    with pytest.raises(
+        UserError, match=r"runs/teacher: no such folder\. Make it: quiet train distill/teacher"
+    ):
         load_tokenizer("runs/teacher")
     (tmp_path / "empty").mkdir()
-    assert "backbone.path=" in refusal(tmp_path / "empty")
+    assert "backbone.path=" in (said := refusal(tmp_path / "empty")) and "of a run, by quiet export" in said
+    for name in ("nowhere", "no/where"):  # old hub ids have no owner
+        lines = [refusal(Path(name))]
+        with pytest.raises(UserError) as error:
+            load_tokenizer(name)
+        for said in (*lines, str(error.value)):
+            what, _, why = said.partition(": ")
+            assert what in (f"backbone.path={name}", f"tokenizer of {name}")
+            assert why.startswith(f"no folder {name} here, and {name} was not found on the hub: We couldn't")
+            assert why.rstrip(".").endswith("installation#offline-mode'"), "cut"
+    with pytest.raises(
+        UserError, match=r"^method\.teacher\.path=runs/student: no such folder\. Make it: .*kd-tiny"
+    ):
+        load_backbone(BackboneConfig(path="runs/student"), 5, key="method.teacher.path")
+
+
+def test_the_commands_that_make_a_folder_are_those_of_the_makefile():
+    """And the recipes that read it name it."""
+    page = (Path(__file__).parents[2] / "Makefile").read_text(encoding="utf-8")
+    for folder, (recipe, run) in MADE_BY.items():
+        assert re.search(rf"^{folder}: .*\n(?:\t.*\n)*\t\$\(QUIET\) export {run} \$@$", page, re.MULTILINE)
+        assert recipe in RECIPES and run == f"runs/{recipe.replace('/', '-')}-0"
+        assert any(f"{{path: {folder}}}" in file.read_text() for file in RECIPES.values())
 
 
 @pytest.mark.parametrize("model_type", ["llama", "brand_new"])

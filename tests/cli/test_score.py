@@ -97,6 +97,7 @@ def test_a_file_that_only_forbids_is_noted(example):
         (("answer.txt", "--rules", "rules.yaml", "--evidence", "nowhere"), "nowhere: cannot be read"),
         (("bad.jsonl", "--rules", "rules.yaml"), "bad.jsonl:1: no field 'text'. Did you mean 'txt'?"),
         (("answer.txt", "--rules", "bad.yaml"), "Did you mean 'budget'?"),
+        (("answer.txt", "--rules", "rules.yaml", "--field", "text"), "--field text: answer.txt is one text"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(example, arguments, says):

@@ -63,6 +63,8 @@ class Train(Settings):
     """Whether to compile."""
     scales: dict[str, float] = {}
     """Factors."""
+    named: dict[str, Weights] = {}
+    """By names of the user's own."""
     enable: tuple[str, ...] = ()
     """Prefixes."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -129,7 +131,12 @@ SLOTS = {"name": "slots"}
         (
             COT | {"train": {"stpes": 1}},
             "train.stpes=1: no such setting. Did you mean 'train.steps'? "
-            "Choices: betas, budget, compile, enable, lr, scales, steps. (from recipe r)",
+            "Choices: betas, budget, compile, enable, lr, named, scales, steps. (from recipe r)",
+        ),
+        (
+            COT | {"train": {"named": {"a": {"answer:2": None}}}},  # {answer:2} in YAML
+            "train.named.a.answer:2=null: no such setting. Write `answer: 2`, with a space. "
+            "Did you mean 'train.named.a.answer'? Choices: answer. (from recipe r)",
         ),
         (
             {"method": SLOTS | {"lops": 4}},

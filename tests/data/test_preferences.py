@@ -40,6 +40,9 @@ def test_rows_are_pairs_and_tools_stand_before_the_prompt_as_in_rows_of_a_teache
     rows = TASKS["teacher-rows"](path=str(taught / "train.jsonl"))
     assert code.prompt == rows.split("train")[0].prompt
     assert code.meta["metadata"] == {"code_mode": True} and talk.meta["metadata"] == {}
+    shown = {name: value for name, value in CODE.items() if name != "tools"} | {"prompt_tools": [SALES]}
+    _, (told,) = load(tmp_path, shown)  # the prompt declares them in its own words
+    assert told.prompt == "sum ?" and told.meta["tools"] == code.meta["tools"]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +54,7 @@ def test_rows_are_pairs_and_tools_stand_before_the_prompt_as_in_rows_of_a_teache
         (TALK | {"chosen": [{"role": "assistant"}]}, "field 'chosen' is list, not text"),
         (TALK | {"tools": [{"name": ""}]}, "a tool without a name"),
         (TALK | {"tools": "sales"}, "field 'tools' is no list of objects"),
+        (CODE | {"prompt_tools": [SALES]}, "give one of them"),
     ],
 )
 def test_broken_pairs_are_named_counted_and_refused_beyond_a_share(tmp_path, broken, says):

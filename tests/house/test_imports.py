@@ -25,6 +25,7 @@ FLOORS = (
     {"build", "equip"},
     {"proof", "planning", "harvest", "capture", "push", "export", "migrate"},
     {"gates", "scribe", "indices"},
+    {"text_pairs"},
     {"run", "texts"},
     {"demo"},
     {"cli"},

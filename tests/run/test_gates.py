@@ -1,6 +1,7 @@
 """Gates on real runs: what they print, keep and return, and that planted theater fails in the same place."""
 
 import json
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -93,7 +94,7 @@ def test_a_baked_run_passes_with_exit_code_0(run):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--gate", "nonsense"], "--gate nonsense: no such gate; choose one of theater, baking"),
+        (["--gate", "nonsense"], "--gate nonsense: no such gate; choose one of theater, baking, rules"),
         (
             ["--gate", "theater"],
             "has no thoughts to test; give a run whose last stage is one of cot, pause, ",
@@ -101,9 +102,18 @@ def test_a_baked_run_passes_with_exit_code_0(run):
         (["--gate", "baking"], "is method plain; give a run whose last stage is bake"),
         (["--gate", "theater", "--controls", "zero"], "--controls zero has no effect with --gate theater"),
         (["--gate", "theater", "train.steps=3"], "has no effect on a trained run"),
+        (["--gate", "rules"], "--gate rules needs the file of rules: give --rules FILE"),
+        (["--rules", "r.yaml"], "--rules r.yaml has no effect without --gate rules"),
+        (["--gate", "theater", "--rules", "r.yaml"], "--rules r.yaml has no effect with --gate theater"),
+        (
+            ["--gate", "rules", "--rules", "r.yaml"],
+            "rule 'true' is met by evidence or outcomes beside a text",
+        ),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(run, arguments, says):
+def test_bad_input_is_one_line_and_exit_code_2(run, arguments, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text("rules: [{id: 'true', kind: claims}]")
     code, out, err = quiet("eval", str(run("plain/pointer")), *arguments)
     assert code == 2 and says in err and err.count("\n") == 1 and not out
 
@@ -169,3 +179,24 @@ def test_planted_thoughts_through_the_gate(run, kind, wanted, capsys):
     out = capsys.readouterr().out
     assert f"gate theater: {judgement.verdict}" in out
     assert ("T2 alone decides" in out) == (kind == "unreadable")
+
+
+def test_answers_are_held_to_a_file_of_rules(run, tmp_path):
+    """The share is that of the gold answers, which are planted; an untrained model keeps no rule."""
+    rules, folder = tmp_path / "rules.yaml", run("plain/pointer")
+    loaded = open_run(folder, ["eval.n=40"])
+    planted = replace(loaded, method=Planted(loaded, "helpful"))
+    gold = [example.answer for example in gates.held_out(loaded, loaded.config.eval)]
+    for least, pattern, verdict in ((0.9, r"^\w+$", "pass"), (0.9, gold[0], "fail"), (0.01, gold[0], "pass")):
+        rules.write_text(f"share: {least}\nrules: [{{id: a, kind: format, pattern: '{pattern}'}}]")
+        judgement = gates.hold(planted, "rules", str(rules))
+        kept, rule = judgement.trials[0].figures
+        share = sum(re.search(pattern, answer) is not None for answer in gold) / len(gold)
+        assert (judgement.verdict, kept.measured.value, kept.n, kept.needs) == (verdict, share, 40, least)
+        assert rule.measured == kept.measured and 0 < share
+        said = judgement.about["answers"]
+        assert [one["answer"] for one in said] == gold
+        assert all(one["broken"] == ([] if one["kept"] else ["a"]) for one in said)
+    rules.write_text(f"rules: [{{id: a, kind: format, pattern: '{gold[0]}$', hard: true}}]")
+    code, out, kept = through(folder, "rules", "--rules", str(rules))
+    assert code == 1 and kept["verdict"] == "fail" and "kept 0.000" in out and len(kept["answers"]) == 12

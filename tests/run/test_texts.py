@@ -14,11 +14,15 @@ from quietreasoning.cli.main import app
 from quietreasoning.config import UserError
 from quietreasoning.data.config import DataConfig, Format, SpanFormat, build_task
 from quietreasoning.data.encoder import Encoder
+from quietreasoning.data.example import Example
 from quietreasoning.data.pairs.keys import Item, Problem
 from quietreasoning.data.tokenizers import train_words
+from quietreasoning.evaluate.rules.load import load_rules
+from quietreasoning.evaluate.rules.scorer import SAME
 from quietreasoning.kinds import Kind
 from quietreasoning.run import train_run
 from quietreasoning.scribe import Draws, Scribe
+from quietreasoning.text_pairs import paired
 from quietreasoning.texts import document, row_of
 
 WORDS = ("one", "two", "three", "four", "five")
@@ -125,20 +129,70 @@ def test_what_is_kept_is_chosen_from_one_log(place):
         place, "kept", *draws, "--samples", 4, "--keep", "all", "--rules", place / "rules.yaml", code=2
     )
     assert "no row is left of 16 samples" in told and " 0 refused by rules" not in told
+    assert "more --samples, or ease --rules." in " ".join(told.split()) and "give --keep all" not in told
+
+
+def test_pairs_hold_the_best_against_the_worst_and_train_prefer(place):
+    """Of all samples of a prompt: by the task's reward, then by rules; ties make no row; prefer trains."""
+    draws = ("--temperature", 1.5, "--samples", 10)
+    _, *every = quiet(place, "every", *draws, "--keep", "all")
+    said = {}
+    for row in every:
+        answer = row["teacher_text"].removeprefix("\n".join(row.get("cot_steps", [])) + "\n")
+        said.setdefault(row["prompt"], {}).setdefault(answer, row["metadata"]["right"])
+    (place / "rules.yaml").write_text("rules: [{id: short, kind: budget, max_words: 1}]")
+    rules = load_rules(place / "rules.yaml")
+    judges = (
+        ((), lambda prompt, answer: float(said[prompt][answer]), SAME),
+        (("--rules", place / "rules.yaml"), lambda prompt, answer: rules.reward(answer), 0.05),
+    )
+    for words, worth, least in judges:
+        rows = quiet(place, "every", *draws, "--keep", "pairs", *words)
+        wanted = {}
+        for prompt, answers in said.items():
+            ranked = sorted(answers, key=lambda answer: -worth(prompt, answer))
+            if worth(prompt, ranked[0]) - worth(prompt, ranked[-1]) >= least:
+                wanted[prompt] = worth(prompt, ranked[0]), worth(prompt, ranked[-1])
+        found = {
+            row["prompt"]: (worth(row["prompt"], row["chosen"]), worth(row["prompt"], row["rejected"]))
+            for row in rows
+        }
+        assert found == wanted and len(found) == len(rows) and 0 < len(rows)
+        assert all(row["margin"] == a - b for row, (a, b) in zip(rows, found.values(), strict=True))
+        head = json.loads((place / "every.jsonl.work" / "pairs.json").read_text())
+        assert head["__header__"]["choice"]["keep"] == "pairs"
+    example = Example("0", "what ?", (), (), "two", {})
+    items = [Item(Problem("0", "jsonl", "exact", example), k) for k in range(4)]
+    answers = ("three it is", "a b c d e f", "one", "two words")
+    lines = {i.key: {"outcome": "whole", "answer": a} for i, a in zip(items, answers, strict=True)}
+    ((row,), counts) = paired(items, lines, "exact", rules)
+    assert (row["chosen"], row["rejected"]) == ("one", "a b c d e f"), "neither the first nor the last"
+    assert counts["tied"] == 0 and paired(items, lines, "exact", None)[1]["tied"] == 1, "none is right"
+    pairs = place / "pairs"
+    pairs.mkdir()
+    for split in ("train", "valid", "test"):
+        (pairs / f"{split}.jsonl").write_bytes((place / "every.jsonl").read_bytes())
+    more = ["data.task=preferences", f"data.path={pairs}", "data.options={}", "method={name: prefer}"]
+    more += ["train.steps=2", f"init={place / 'run'}", "data.tokenizer.train=null"]
+    more += [f"data.tokenizer.path={place / 'run' / 'tokenizer'}"]
+    assert train_run(resolve(str(place / "recipe.yaml"), more, str(place / "preferred")), doctor=False) == 0
+    log = [json.loads(line) for line in (place / "preferred" / "log.jsonl").read_text().splitlines()]
+    assert any("loss/prefer" in str(line) for line in log), log
 
 
 def test_wishes_that_cannot_be_met_are_refused(place, smollm3):
     (place / "mine.jsonl").write_text("{}\n")
     for name, words, says in (
         ("x", ("--samples", 2), "Give --temperature 0.7"),
-        ("x", ("--keep", "good"), "choices are right, all, best"),
+        ("x", ("--keep", "good"), "choices are right, all, best, pairs"),
+        ("x", ("--keep", "pairs"), "give --samples 4 --temperature 0.7"),
         ("x", ("--split", "test"), "no one learns from test"),
         ("mine", (), "was not begun by this command"),
         ("x", ("data.max_prompt_tokens=2",), "more than data.max_prompt_tokens=2"),
     ):
         assert says in " ".join(quiet(place, name, *words, code=2).split())
     told = quiet(place, "model", "--dtype", "float32", "--n", 2, code=2, model=smollm3)
-    assert "no row is left of 2 samples" in told and "--keep all" in told
+    assert "no row is left of 2 samples" in told and "All were cut: allow more with --max-new-tokens" in told
 
 
 def test_a_models_text_is_cut_at_its_tags_or_its_prefix(smollm3):

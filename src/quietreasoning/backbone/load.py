@@ -28,19 +28,24 @@ from quietreasoning.backbone.model import Backbone, context_of, layer_types, rol
 from quietreasoning.backbone.new_rows import Starts, grow, train_new_rows
 from quietreasoning.config import UserError
 from quietreasoning.contract import IGNORE, Role
-from quietreasoning.disk import missing_run
+from quietreasoning.disk import missing_run, no_folder, whole_sentences
 from quietreasoning.workspace import WorkspaceConfig, WorkspaceForCausalLM
 from quietreasoning.workspace.warm_start import config_for_trunk, take_trunk
 
-_NO_FOLDER = "no such folder. Give a folder written by save_pretrained or quiet export, or a hub id."
-TRUNK = "backbone.workspace.trunk"  # the setting that refusals name
+PATH, TRUNK = "backbone.path", "backbone.workspace.trunk"  # the setting that refusals name
 
 
 def load_backbone(
-    config: BackboneConfig, vocab_size: int, *, replaced: bool = False, starts: Starts = MappingProxyType({})
+    config: BackboneConfig,
+    vocab_size: int,
+    *,
+    key: str = PATH,
+    replaced: bool = False,
+    starts: Starts = MappingProxyType({}),
 ) -> Backbone:
     """The backbone of a run, on the CPU. `vocab_size` is the tokenizer's; fresh models take it.
 
+    key: the setting that named the path, for refusals.
     starts: tokens that the model of a folder has not met, and the word pieces at whose mean they start.
     replaced: a checkpoint will replace all weights that are not borrowed; where none is, a model folder with
     its configuration alone, as `quiet push` leaves it, will do.
@@ -54,11 +59,11 @@ def load_backbone(
         )
         _drop_idle_norm(model)
     else:
-        model = _load_pretrained(config, dtype, shape_will_do=replaced and config.tune == "full")
-        grow(model, vocab_size, starts, f"backbone.path={config.path}")
-    _refuse_unsupported(model, config)
+        model = _load_pretrained(config, dtype, key, shape_will_do=replaced and config.tune == "full")
+        grow(model, vocab_size, starts, f"{key}={config.path}")
+    _refuse_unsupported(model, f"{key}={config.path}")
     backbone = Backbone(_tuned(model, config, starts), config, _identity(config))
-    _check_family(backbone, f"backbone.path={config.path}")
+    _check_family(backbone, f"{key}={config.path}")
     return backbone
 
 
@@ -66,6 +71,7 @@ def meta_backbone(
     config: BackboneConfig,
     vocab_size: int,
     *,
+    key: str = PATH,
     identified: bool = False,
     starts: Starts = MappingProxyType({}),
 ) -> Backbone:
@@ -78,18 +84,18 @@ def meta_backbone(
     elif config.path is None:
         shape = _scratch_shape(config.scratch, vocab_size)
     else:
-        shape = _read_shape(config)
+        shape = _read_shape(config, key)
     identity = _identity(config) if identified else {"path": config.path} if config.path else {}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             shape, dtype=getattr(torch, config.dtype), attn_implementation=config.attention
         )
         _drop_idle_norm(model)
-        counted = int_folder.described(shape, f"backbone.path={config.path}")
+        counted = int_folder.described(shape, f"{key}={config.path}")
         if counted:
             int_folder.hollow(model, *counted)
         if config.path is not None and starts:
-            grow(model, vocab_size, starts, f"backbone.path={config.path}")
+            grow(model, vocab_size, starts, f"{key}={config.path}")
         return Backbone(_tuned(model, config, starts), config, identity)
 
 
@@ -146,14 +152,17 @@ def _drop_idle_norm(model: nn.Module) -> None:
         model.get_decoder().norm = nn.Identity()
 
 
-def _read_shape(config: BackboneConfig, key: str = "backbone.path"):
+def _read_shape(config: BackboneConfig, key: str = PATH):
     """The model's configuration; UserError where transformers itself does not know the architecture."""
     where = f"{key}={config.path}"
     if missing_run(config.path):
-        raise UserError(f"{where}: {_NO_FOLDER}")
+        raise UserError(f"{where}: {no_folder(config.path)}")
     try:
         raw, _ = PreTrainedConfig.get_config_dict(config.path, revision=config.revision)
-        if raw.get("model_type") not in CONFIG_MAPPING:
+        if raw.get("model_type") is None:
+            cure = "Give a folder written by save_pretrained or, of a run, by quiet export."
+            raise UserError(f"{where}: holds no model. {cure}")
+        if raw["model_type"] not in CONFIG_MAPPING:
             # asked first: AutoConfig would offer to run the folder's own code
             raise UserError(
                 f"{where}: model_type {raw.get('model_type')!r} needs code from its own repository, which is "
@@ -163,11 +172,11 @@ def _read_shape(config: BackboneConfig, key: str = "backbone.path"):
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(_refusal(where, error)) from error
+        raise UserError(_refusal(where, config.path, error)) from error
 
 
 def _load_pretrained(
-    config: BackboneConfig, dtype: torch.dtype, key: str = "backbone.path", *, shape_will_do: bool
+    config: BackboneConfig, dtype: torch.dtype, key: str, *, shape_will_do: bool
 ) -> nn.Module:
     where = f"{key}={config.path}"
     shape = _read_shape(config, key)
@@ -197,7 +206,7 @@ def _load_pretrained(
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(_refusal(where, error)) from error
+        raise UserError(_refusal(where, config.path, error)) from error
     wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
     if wrong or info["mismatched_keys"]:
         raise UserError(
@@ -208,24 +217,20 @@ def _load_pretrained(
     return model
 
 
-def _refusal(where: str, error: Exception) -> str:
-    text = _line(error)
+def _refusal(where: str, path: str, error: Exception) -> str:
+    text = whole_sentences(error)
     if "remote" in text or "custom code" in text:
         return (
             f"{where}: this model needs code from its own repository, which is never run here. "
             "Use a model whose architecture transformers ships."
         )
-    if "Repo id must" in text:
-        return f"{where}: {_NO_FOLDER}"
+    if isinstance(error, OSError) and (absent := no_folder(path, error)):
+        return f"{where}: {absent}."
     if "attention implementation" in text:
         return f"{where}: this model does not support the implementation. Set backbone.attention=eager."
     if "no file named model.safetensors" in text:
         return f"{where}: no safetensors weights; pickled weights are never loaded. Convert the model first."
-    return f"{where}: cannot be loaded: {text} Give a folder written by save_pretrained, or a hub id."
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return f"{where}: cannot be loaded: {text}. Give a folder written by save_pretrained, or a hub id."
 
 
 def _identity(config: BackboneConfig) -> dict[str, str]:
@@ -246,7 +251,7 @@ def _identity(config: BackboneConfig) -> dict[str, str]:
     return identity
 
 
-def _refuse_unsupported(model: nn.Module, config: BackboneConfig) -> None:
+def _refuse_unsupported(model: nn.Module, where: str) -> None:
     kinds = set(layer_types(model.config)) - {"full_attention", "sliding_attention"}
     if isinstance(model, WorkspaceForCausalLM):
         return
@@ -255,7 +260,7 @@ def _refuse_unsupported(model: nn.Module, config: BackboneConfig) -> None:
     kinds |= {"unbounded context"} if context_of(model.config) is None else set()
     if kinds:
         raise UserError(
-            f"backbone.path={config.path}: layers of kind {', '.join(sorted(kinds))} are not supported; "
+            f"{where}: layers of kind {', '.join(sorted(kinds))} are not supported; "
             "choose a decoder with full or sliding attention (Llama, Qwen, Mistral, SmolLM, ...)."
         )
 
@@ -295,7 +300,9 @@ def _check_family(backbone: Backbone, where: str) -> None:
         start = backbone(ids_BT[:, :3], role_BT[:, :3], keep=True)
         end = backbone(ids_BT[:, 3:], role_BT[:, 3:], start.past).hidden_BTD
     except (TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{where}: cannot read embeddings with a cache ({_line(error)}).") from error
+        raise UserError(
+            f"{where}: cannot read embeddings with a cache ({whole_sentences(error)})."
+        ) from error
     backbone.train(was_training)
     counted = getattr(backbone.model.config, "quantization_config", None) is not None
     exact = whole.dtype == torch.float32 and not counted  # the last bit of a float may turn an integer over

@@ -38,12 +38,13 @@ def evaluate(
         None, "--controls", metavar="zero,shuffle", help="Corruptions; all, or none."
     ),
     gate: str = typer.Option(
-        None, "--gate", metavar="theater|baking", help="Pass (exit code 0) or not (1) by its tests."
+        None, "--gate", metavar="theater|baking|rules", help="Pass (exit code 0) or not (1) by its tests."
     ),
+    rules: str = typer.Option(None, "--rules", metavar="R.yaml", help="What --gate rules judges answers by."),
     json: str = JSON,
 ) -> int | None:
     """Accuracy with interval, cost and controls of a run; or whether it passes a gate."""
-    return resumable(lambda: _evaluate(run, list(settings or ()), task, n, controls, gate, json))
+    return resumable(lambda: _evaluate(run, list(settings or ()), task, n, controls, gate, rules, json))
 
 
 def _evaluate(
@@ -53,6 +54,7 @@ def _evaluate(
     n: int | None,
     controls: str | None,
     gate: str | None,
+    rules: str | None,
     json: str | None,
 ) -> int:
     from quietreasoning.cli.output import json_alone, write_json
@@ -65,9 +67,11 @@ def _evaluate(
         if controls is not None:
             raise UserError(f"--controls {controls} has no effect with --gate {gate}; drop it")
         with json_alone(json):
-            judgement = gate_run(run, gate, [*named, *settings])
+            judgement = gate_run(run, gate, [*named, *settings], rules)
         write_json(json, judgement.as_dict())
         return 0 if judgement.verdict == "pass" else 1
+    if rules is not None:
+        raise UserError(f"--rules {rules} has no effect without --gate rules; give that too, or drop it")
     with json_alone(json):
         rows = evaluate_run(run, [*named, *settings])
     write_json(json, rows)

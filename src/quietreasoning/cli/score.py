@@ -22,7 +22,9 @@ def score(
         metavar="FILE",
         help="What claims are held against: a text, or JSONL of id and text.",
     ),
-    field: str = typer.Option("text", "--field", metavar="NAME", help="Which field of a row is scored."),
+    field: str = typer.Option(
+        None, "--field", metavar="NAME", help="Which field of a row is scored; default: text."
+    ),
     json: str = JSON,
 ) -> int:
     """Score texts by rules: exit code 0 where all hard rules hold and the total is enough, else 1."""

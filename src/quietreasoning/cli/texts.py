@@ -30,9 +30,13 @@ def texts(
         False, "--no-steps", help="The teacher begins behind the answer prefix, without a chain."
     ),
     keep: str = typer.Option(
-        "right", "--keep", help="right (as the task scores), all, or best (one a prompt, by its reward)."
+        "right",
+        "--keep",
+        help="right (as the task scores), all, best (one a prompt, by its reward), or pairs (best, worst).",
     ),
-    rules: str = typer.Option(None, "--rules", metavar="R.yaml", help="Keep only what these rules keep."),
+    rules: str = typer.Option(
+        None, "--rules", metavar="R.yaml", help="Keep only what these rules keep; of pairs, judge by them."
+    ),
     dtype: str = typer.Option(
         None, "--dtype", help="float32 or bfloat16 (default) for a model; a run has its own."
     ),
@@ -40,7 +44,8 @@ def texts(
     batch_size: int = typer.Option(8, "--batch-size", min=1, metavar="B", help="Texts written at once."),
     json: str = JSON,
 ) -> int | None:
-    """Let a teacher answer the prompts of a recipe; keep its texts as rows for task teacher-rows.
+    """Let a teacher answer the prompts of a recipe; keep its texts as rows for task teacher-rows, or pairs of
+    them for task preferences.
 
     The same command goes on where it ended; also with another batch size, more samples or another choice.
     """
@@ -55,16 +60,19 @@ def _texts(values: dict[str, Any], json: str | None) -> None:
 
     from quietreasoning.cli.output import print_table, write_json
     from quietreasoning.scribe import Draws
+    from quietreasoning.text_pairs import PAIRS
     from quietreasoning.texts import Request, write_texts
 
     drawn = Draws(**{name: values.pop(name) for name in ("temperature", "seed", "max_new_tokens")})
     values |= {"out": Path(values["out"]), "settings": tuple(values["settings"] or ())}
-    figures = write_texts(Request(**values, draws=drawn))
+    request = Request(**values, draws=drawn)
+    figures = write_texts(request)
     write_json(json, figures)
     if json == "-":
         return
-    names = ("prompts", "samples", "whole", "cut", "malformed", "right", "refused_by_rules", "twice", "rows")
+    names = [name for name in figures if name not in ("out", "dropped")]
     print_table([name.replace("_", " ") for name in names], [[figures[name] for name in names]])
     if figures["dropped"]:
         typer.echo(f"{figures['dropped']} examples are too long for the teacher and were left out")
-    typer.echo(f"next: train on them with data.task=teacher-rows data.path={figures['out']}")
+    reader = "method.name=prefer data.task=preferences" if request.keep == PAIRS else "data.task=teacher-rows"
+    typer.echo(f"next: train on them with {reader} data.path={figures['out']}")

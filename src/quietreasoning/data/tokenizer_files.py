@@ -7,9 +7,7 @@ from transformers.utils import logging
 
 from quietreasoning.config import UserError
 from quietreasoning.data.spm import from_sentencepiece
-from quietreasoning.disk import missing_run
-
-_NO_FOLDER = "there is no such folder"
+from quietreasoning.disk import missing_run, no_folder, whole_sentences
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerFast:
@@ -20,13 +18,13 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     if path.endswith(".model"):
         return from_sentencepiece(path)
     if missing_run(path):
-        raise UserError(f"tokenizer of {path}: {_NO_FOLDER}")
+        raise UserError(f"tokenizer of {path}: {no_folder(path)}")
     told = logging.get_verbosity()
     logging.set_verbosity_error()  # what it warns of is refused below, in one line
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     except Exception as error:  # the Rust half raises bare Exceptions, a file of another shape KeyErrors
-        raise UserError(f"tokenizer of {path}: {_refusal(error)}") from error
+        raise UserError(f"tokenizer of {path}: {_refusal(path, error)}") from error
     finally:
         logging.set_verbosity(told)
     if not tokenizer.is_fast:
@@ -34,12 +32,12 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     return checked(tokenizer, path)
 
 
-def _refusal(error: Exception) -> str:
-    text = " ".join(str(error).split())[:200]
+def _refusal(path: str, error: Exception) -> str:
+    text = whole_sentences(error)
     if "custom code" in text:
         return "it needs code from its own repository, which is never run here"
-    if "Repo id must" in text:
-        return _NO_FOLDER
+    if isinstance(error, OSError) and (absent := no_folder(path, error)):
+        return absent
     if not isinstance(error, OSError):
         return (
             f"no tokenizer could be loaded; its files are missing or damaged ({type(error).__name__}: {text})"

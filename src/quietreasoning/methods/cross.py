@@ -102,7 +102,8 @@ class Cross(Writer):
                 "method cross has no teacher: set method.teacher.path to a model folder or hub id"
             )
         load = meta_backbone if backbone.model.device.type == "meta" else load_backbone  # quiet plan
-        self.teacher = load(source.model_copy(update={"tune": "frozen"}), 1)  # as many ids as it has
+        frozen = source.model_copy(update={"tune": "frozen"})
+        self.teacher = load(frozen, 1, key="method.teacher.path")  # as many ids as it has
         moves = config.divergence.final_temperature is not None
         self.register_buffer("progress", torch.zeros(()), persistent=moves)
         self.first_step = 0 if config.steps else None

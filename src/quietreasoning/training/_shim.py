@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from quietreasoning.config import UserError
 from quietreasoning.yaml_text import parse_yaml
@@ -44,7 +45,6 @@ def run(
     settings: what the script stands for besides its recipe. with_data: what that recipe needs for rows of a
     file.
     """
-    from quietreasoning.cli.guard import EXIT_BAD_INPUT, complain
     from quietreasoning.cli.main import main
 
     try:
@@ -52,11 +52,25 @@ def run(
         given = sys.argv[1:] if argv is None else argv
         words = command(recipe, about, given, settings=settings, with_data=with_data)
     except UserError as error:
-        complain(str(error))
-        raise SystemExit(EXIT_BAD_INPUT) from None
+        refuse(error)
     print(f"$ quiet {shlex.join(words)}", file=sys.stderr, flush=True)
     sys.argv = ["quiet", *words]
     main()
+
+
+def refuse(error: UserError) -> NoReturn:
+    """One line, and the exit code of bad input."""
+    from quietreasoning.cli.guard import EXIT_BAD_INPUT, complain
+
+    complain(" ".join(str(error).split()))
+    raise SystemExit(EXIT_BAD_INPUT) from None
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags that it does not take are bad input like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists what this script takes")
 
 
 def command(
@@ -97,7 +111,7 @@ def command(
 def parser(recipe: str, about: str) -> argparse.ArgumentParser:
     """What a script takes."""
     more = "Settings A.B=C may stand anywhere, as quiet train has them."
-    made = argparse.ArgumentParser(description=about, epilog=more, allow_abbrev=False)
+    made = Parser(description=about, epilog=more, allow_abbrev=False)
     made.add_argument(
         "--config", nargs="+", action="append", default=[], metavar="FILE", help="YAML files, laid in order"
     )

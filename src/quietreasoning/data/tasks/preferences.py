@@ -1,8 +1,9 @@
 """Pairs of answers: JSONL with `prompt`, `chosen` and `rejected`, as sets of preferences have them.
 
-`tools`, a list of schemas, stands before the prompt as task `teacher-rows` writes it. `reasons`, why a
-program was due, is what `evaluate/code_mode/pairs.py` writes beside one: `meta["metadata"]["code_mode"]` is
-then true, calls one by one were not due.
+`tools`, a list of schemas, stands before the prompt as task `teacher-rows` writes it; `prompt_tools` are
+those that the prompt declares in its own words. `reasons`, why a program was due, is what
+`evaluate/code_mode/pairs.py` writes beside one: `meta["metadata"]["code_mode"]` is then true, calls one by
+one were not due.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ class Preferences(FileTask):
         chosen, rejected = text(record, "chosen").strip(), text(record, "rejected").strip()
         if chosen == rejected:
             raise Fault("chosen and rejected are the same")
-        prompt, schemas = self._asked(text(record, "prompt"), chosen, _listed(record, "tools", dict))
+        asked, tools = text(record, "prompt"), _listed(record, "tools", dict)
+        shown = _listed(record, "prompt_tools", dict)
+        if tools and shown:
+            raise Fault("'tools' are written before the prompt, 'prompt_tools' stand in it; give one of them")
+        prompt, schemas = self._asked(asked, chosen, tools or shown)
+        prompt = asked if shown else prompt
         due = bool(_listed(record, "reasons", str))
         return Example(
             id=f"{self.name}-{number}",

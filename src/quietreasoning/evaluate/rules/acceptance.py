@@ -57,6 +57,10 @@ class Acceptance(Rule):
     def earned(self) -> bool:
         return bool(self.expect or self.results or self.python)
 
+    @property
+    def beside(self) -> bool:
+        return bool(self.results) and self.missing == "fail"
+
     def check(self, text: str, context: Context) -> Finding:
         parts = [*self._said(text, context), *self._given(text, context)]
         for one in self.forbid:

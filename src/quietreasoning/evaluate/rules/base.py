@@ -135,6 +135,11 @@ class Rule(Settings):
         return False
 
     @property
+    def beside(self) -> bool:
+        """Whether it fails without something beside the text: evidence, or outcomes of checks elsewhere."""
+        return False
+
+    @property
     def share(self) -> float:
         return WEIGHTS[self.severity] if self.weight is None else self.weight
 

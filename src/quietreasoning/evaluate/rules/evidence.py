@@ -86,6 +86,10 @@ class Borne(Rule):
     def earned(self) -> bool:
         return True
 
+    @property
+    def beside(self) -> bool:
+        return True
+
     categories: tuple[CategoryName, ...] = CATEGORIES
     """Which claims are judged."""
     unsupported: float = Field(0.5, ge=0)

@@ -33,6 +33,8 @@ class RuleFile(WorkingSpec):
 
     threshold: float = Field(0.5, ge=0, le=1)
     """Total from which a text is kept."""
+    share: float = Field(0.9, gt=0, lt=1)
+    """Share of texts that a gate needs kept: the whole 95 % interval must reach it."""
     rules: tuple[Table, ...] = ()
     """Each with id, kind, and what the kind takes."""
 
@@ -69,7 +71,7 @@ def parse_rules(text: str, where: str = "rules") -> RuleScorer:
         if waiver.rule not in ids:
             raise UserError(f"{where}: waivers.rule={waiver.rule}: no such rule. {suggest(waiver.rule, ids)}")
     waived = {waiver.rule: waiver.reason for waiver in file.waivers}
-    return RuleScorer(tuple(rules), file.threshold, waived, file.about())
+    return RuleScorer(tuple(rules), file.threshold, file.share, waived, file.about())
 
 
 def _rule(given: Mapping[str, Any], key: str, lines: Mapping[str, str], where: str) -> Rule:

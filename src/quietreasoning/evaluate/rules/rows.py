@@ -22,12 +22,18 @@ class Row(NamedTuple):
     context: Context
 
 
-def read_rows(path: str, field: str = "text", sources: tuple[Source, ...] = ()) -> list[Row]:
-    """A `.jsonl` file row by row: `field` is judged; `prompt`, `reference`, `evidence`, `results` and
+def read_rows(path: str, field: str | None = None, sources: tuple[Source, ...] = ()) -> list[Row]:
+    """A `.jsonl` file row by row: `field` (text) is judged; `prompt`, `reference`, `evidence`, `results` and
     the facts may stand beside it. Any other file is one text. Raises UserError with the line."""
     text = _read(path)
     if not path.lower().endswith(JSONL):
+        if field is not None:
+            raise UserError(
+                f"--field {field}: {path} is one text, which has no fields; drop it, or give rows in a "
+                f"{' or '.join(JSONL)} file"
+            )
         return [Row(0, text, Context(sources=sources))]
+    field = "text" if field is None else field
     rows = []
     for line, record in _records(path, text):
         where = f"{path}:{line}"

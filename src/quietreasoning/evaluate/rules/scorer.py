@@ -77,6 +77,7 @@ class RuleScorer:
 
     rules: tuple[Rule, ...]
     threshold: float = 0.5
+    share: float = 0.9  # of texts that a gate needs kept
     waived: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -131,12 +132,16 @@ class RuleScorer:
         chosen, winner, loser = ("a", one, other) if one.total > other.total else ("b", other, one)
         return Preference(chosen, margin, tuple(_reasons(winner, loser)))
 
-    def gate(self, scores: Sequence[Score], needs: float = 0.9, name: str = "rules") -> Judgement:
+    def gate(self, scores: Sequence[Score], name: str = "rules") -> Judgement:
         """Pass, fail or inconclusive by the Wilson interval of the share kept; rules' shares beside it."""
-        figures = [_figure("kept", [one.kept for one in scores], needs)]
+        figures = [_figure("kept", [one.kept for one in scores], self.share)]
         for rule in self.rules:
             found = [one for score in scores for one in score.outcomes if one.rule == rule.id]
-            figures.append(_figure(rule.id, [one.verdict == PASS for one in found if one.score is not None]))
+            met = [one.score >= rule.needs - SAME for one in found if one.score is not None]
+            note = "" if met else "nothing to judge"
+            if rule.id in self.waived:
+                note = f"waived: {self.waived[rule.id]}"
+            figures.append(_figure(rule.id, met, note=note))
         return Judgement(name, (Trial(name, tuple(figures)),), dict(self.about))
 
     @staticmethod
@@ -194,8 +199,8 @@ def _reasons(winner: Score, loser: Score) -> Iterable[str]:
         yield f"{name}{' (hard)' if hard else f' (weight {weight:g})'}: {good:.2f} against {bad:.2f}"
 
 
-def _figure(what: str, met: Sequence[bool], needs: float | None = None) -> Figure:
+def _figure(what: str, met: Sequence[bool], needs: float | None = None, note: str = "") -> Figure:
     interval = wilson(sum(met), len(met))
     measured = Measured(sum(met) / len(met) if met else 0.0, interval.low, interval.high)
     verdict = None if needs is None else judge(measured, needs, inclusive=True)
-    return Figure(what, measured, len(met), "texts", needs, needs is not None, verdict)
+    return Figure(what, measured, len(met), "texts", needs, needs is not None, verdict, note)

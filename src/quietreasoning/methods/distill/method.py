@@ -54,7 +54,8 @@ class Distill(Judged):
         self.teacher = None
         if source is not None:
             load = meta_backbone if backbone.model.device.type == "meta" else load_backbone  # quiet plan
-            self.teacher = load(source.model_copy(update={"tune": "frozen"}), backbone.vocab_size)
+            frozen = source.model_copy(update={"tune": "frozen"})
+            self.teacher = load(frozen, backbone.vocab_size, key="method.teacher.path")
         self.layers = Layers(backbone, self.teacher, config.hidden) if config.hidden else None
         self.register_buffer("progress", torch.zeros(()), persistent=bool(self._moves))
         self.first_step = 0 if config.steps else None

@@ -71,7 +71,8 @@ class Workspace(Writer):
         self.teacher = None
         if w.teacher:
             load = meta_backbone if backbone.model.device.type == "meta" else load_backbone  # quiet plan
-            teacher = load(config.teacher.model_copy(update={"tune": "frozen"}), backbone.vocab_size)
+            frozen = config.teacher.model_copy(update={"tune": "frozen"})
+            teacher = load(frozen, backbone.vocab_size, key="method.teacher.path")
             self.teacher = distill.Teacher(teacher, slot_width)
         self.register_buffer("sown", torch.zeros((), dtype=torch.long))  # re-seedings done in this stage
 

@@ -101,6 +101,15 @@ def test_two_processes_on_one_store_add_every_event_once(tmp_path):
         assert wanted <= set(texts(store)) and not notes
 
 
+def test_a_half_written_index_that_another_process_finishes_stops_no_write(tmp_path):
+    """Its temporary name is listed, and gone when it is looked at."""
+    with opened(tmp_path) as store:
+        (tmp_path / ".tmp-index-other.bin").symlink_to(tmp_path / "gone")
+        store.write_many([event(number) for number in range(5)])
+        store.index.save()
+        check_whole(store)
+
+
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("filled")

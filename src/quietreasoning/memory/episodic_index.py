@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
@@ -109,8 +110,9 @@ class CachedIndex:
                 sidecar_of(old).unlink(missing_ok=True)
         self._refused = []
         for half in self.folder.glob(".tmp-index-*"):
-            if time.time() - half.stat().st_mtime > ABANDONED:
-                half.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another process has just put its own in its place
+                if time.time() - half.stat().st_mtime > ABANDONED:
+                    half.unlink()
 
     def _identity(self) -> dict[str, str]:
         return {"store": self.journal.store, "encoder": self.journal.encoder}

@@ -335,6 +335,8 @@ def test_what_would_go_stale_or_have_no_effect_is_refused(tmp_path):
     for wrong in ({"weights": {"mixture": 1}}, {"features": ("pkm",)}):
         with pytest.raises((UserError, ValueError), match=r"no effect|features"):
             built(backbone, episodic={"store": store(), "encoder": "rows"}, **wrong)
+    with pytest.raises(ValueError, match=r"knn\.corrupt=0\.5 has no effect"):
+        built(backbone, knn=files | {"corrupt": 0.5}, weights={"rare": 1})
 
 
 def test_the_right_candidates_are_brought_near():

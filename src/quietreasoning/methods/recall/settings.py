@@ -98,4 +98,10 @@ class RecallSettings(MethodConfig):
                 "weights.mixture needs knn.keys: a row's own key is told by its distance, which no index "
                 "gives exactly"
             )
+        usual = Neighbours.model_fields["corrupt"].default
+        if self.knn is not None and not w.mixture and self.knn.corrupt != usual:
+            raise ValueError(
+                f"knn.corrupt={self.knn.corrupt:g} has no effect with weights.mixture=0: lambda alone learns "
+                f"from foreign neighbours; set it to {usual:g}, or drop it"
+            )
         return self
